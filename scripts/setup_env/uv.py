@@ -1,0 +1,120 @@
+"""uv: the one on PATH, or a pinned one in a private folder of the user's cache."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+import apt
+from console import StepFailed, note, run, step
+from paths import CACHE, REQUIREMENTS
+
+# `uv pip compile --group` and JSON output of `uv python list`, both of which we use, are older than this.
+OLDEST = (0, 8)
+
+
+class Uv:
+    """The uv that this set-up uses."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, *args: str, env: Optional[Mapping[str, str]] = None, timeout: Optional[float] = None) -> str:
+        # A system's own environment variables (indexes, certificates) reach uv untouched; UV_PYTHON would override our choice.
+        return run([self.path, *args], env={"UV_PYTHON": "", "VIRTUAL_ENV": "", **(env or {})}, timeout=timeout)
+
+    def installed_pythons(self) -> Any:
+        """uv's list of interpreters on this machine, without any download."""
+        environment = {**os.environ, "PATH": _path_with_hidden_pythons()}
+        environment.pop("UV_PYTHON", None)
+        listing = subprocess.run(
+            [self.path, "python", "list", "--only-installed", "--no-python-downloads", "--output-format", "json"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,  # its warnings are about broken shims on PATH, none of our concern
+            text=True,
+            check=False,
+        )
+        if listing.returncode != 0:
+            raise StepFailed(f"uv python list failed: {listing.stderr.strip()}")
+        return json.loads(listing.stdout)
+
+
+def _path_with_hidden_pythons() -> str:
+    """PATH, our own builds, and the versions of pyenv that are installed but not active."""
+    pyenv = os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv"))
+    ours = sorted(str(path / "bin") for path in (CACHE / "python").glob("cpython-*"))
+    return os.pathsep.join([*ours, os.environ.get("PATH", os.defpath), *sorted(glob.glob(f"{pyenv}/versions/*/bin"))])
+
+
+def find_or_install() -> Uv:
+    """The uv on PATH if it is recent enough, else the pinned one, installed first where it must be.
+
+    Raises:
+        StepFailed: there is none, and no way to install one; the message says what would help.
+    """
+    on_path = shutil.which("uv")
+    if on_path and _version(on_path) >= OLDEST:
+        return Uv(on_path)
+    private = CACHE / "uv"
+    executable = private / "bin" / "uv"
+    if executable.exists() and _version(str(executable)) >= OLDEST:
+        return Uv(str(executable))
+    why = f"{on_path} is older than {'.'.join(map(str, OLDEST))}" if on_path else "there is none on PATH"
+    step(f"uv: installing the pinned one into {private}, for {why}")
+    _install(private)
+    return Uv(str(executable))
+
+
+def _version(executable: str) -> "tuple[int, ...]":
+    try:
+        text = run([executable, "--version"], timeout=30)
+    except StepFailed:
+        return ()  # a shim that leads nowhere
+    match = re.search(r"(\d+)\.(\d+)", text)
+    return tuple(int(part) for part in match.groups()) if match else ()
+
+
+def _install(target: Path) -> None:
+    """Put uv below ``target`` with whichever of venv and pip this Python has.
+
+    Debian splits both off its Python, and forbids pip to touch the system's packages (PEP 668); a virtual environment
+    and ``--target`` are allowed.
+    """
+    if not _has_pip_or_ensurepip():
+        note("this Python has neither pip nor ensurepip (Debian keeps them in packages of their own)")
+        apt.install_packages(["python3-venv"])
+    scratch = target.with_name(f"uv.{os.getpid()}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    wanted = ["--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "-r", str(REQUIREMENTS / "uv.txt")]
+    try:
+        if _runs(["-c", "import ensurepip"]):
+            run([sys.executable, "-m", "venv", str(scratch / "venv")])
+            run([str(scratch / "venv" / "bin" / "python"), "-m", "pip", "install", *wanted])
+            binary = scratch / "venv" / "bin" / "uv"
+        else:
+            run([sys.executable, "-m", "pip", "install", "--target", str(scratch / "lib"), *wanted])
+            binary = scratch / "lib" / "bin" / "uv"
+        # uv is one static binary: it needs nothing of the environment that it came in.
+        shutil.rmtree(target, ignore_errors=True)
+        (target / "bin").mkdir(parents=True)
+        os.replace(binary, target / "bin" / "uv")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _has_pip_or_ensurepip() -> bool:
+    return importlib.util.find_spec("pip") is not None or _runs(["-c", "import ensurepip"])
+
+
+def _runs(arguments: "list[str]") -> bool:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, check=False).returncode == 0
