@@ -89,7 +89,7 @@ def _found(installed: Sequence[Interpreter]) -> Interpreter:
     if best is None:
         seen = ", ".join(sorted({".".join(map(str, one.version)) for one in installed})) or "none"
         raise StepFailed(f"there is none (CPython with a GIL: {seen})")
-    return best
+    return probe(best.path)
 
 
 def _downloaded(uv: Uv) -> Interpreter:

@@ -33,7 +33,7 @@ class Uv:
 
     def installed_pythons(self) -> Any:
         """uv's list of interpreters on this machine, without any download."""
-        environment = {**os.environ, "PATH": _path_with_hidden_pythons()}
+        environment = {**os.environ, "PATH": _search_path()}
         environment.pop("UV_PYTHON", None)
         listing = subprocess.run(
             [self.path, "python", "list", "--only-installed", "--no-python-downloads", "--output-format", "json"],
@@ -48,11 +48,27 @@ class Uv:
         return json.loads(listing.stdout)
 
 
-def _path_with_hidden_pythons() -> str:
-    """PATH, our own builds, and the versions of pyenv that are installed but not active."""
-    pyenv = os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv"))
+# Where version managers keep interpreters that are installed but not active. Their shims on PATH are left out: what a shim
+# runs depends on PATH, so what uv learns from one here need not hold elsewhere.
+_VERSION_MANAGERS = (
+    "${PYENV_ROOT:-~/.pyenv}/versions/*/bin",
+    "${ASDF_DATA_DIR:-~/.asdf}/installs/python/*/bin",
+    "${MISE_DATA_DIR:-~/.local/share/mise}/installs/python/*/bin",
+)
+
+
+def _search_path() -> str:
+    """Our own builds, PATH without shims, and what version managers hold back."""
     ours = sorted(str(path / "bin") for path in (CACHE / "python").glob("cpython-*"))
-    return os.pathsep.join([*ours, os.environ.get("PATH", os.defpath), *sorted(glob.glob(f"{pyenv}/versions/*/bin"))])
+    on_path = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if Path(folder).name != "shims"]
+    hidden = [folder for pattern in _VERSION_MANAGERS for folder in sorted(glob.glob(_expanded(pattern)))]
+    return os.pathsep.join([*ours, *on_path, *hidden])
+
+
+def _expanded(pattern: str) -> str:
+    """``${NAME:-default}`` at the start of a path, as the shell would read it."""
+    name, default, rest = re.fullmatch(r"\$\{(\w+):-(.*?)\}(.*)", pattern).groups()  # type: ignore[union-attr]
+    return os.path.expanduser(os.environ.get(name) or default) + rest
 
 
 def find_or_install() -> Uv:
