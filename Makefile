@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON3 ?= python3
-SETUP := $(PYTHON3) scripts/setup_env
+SETUP := $(PYTHON3) -m scripts.setup_env
 BIN := .venv/bin
 TOOLS := .venv-tools/bin
 ARGS ?=
@@ -36,10 +36,10 @@ stress: setup ## seeded random races for POLYLOOP_STRESS_SECONDS (60)
 	$(BIN)/python -m pytest -m stress -s --timeout=0 $(ARGS)
 
 test-gil: ## the fast tests on a Python 3.13 or newer with a GIL
-	@$(PYTHON3) scripts/setup_env/compat.py gil $(ARGS)
+	@$(PYTHON3) -m scripts.setup_env.compat gil $(ARGS)
 
 test-compat: ## the fast tests on the GIL builds of 3.14 and 3.15
-	@$(PYTHON3) scripts/setup_env/compat.py 3.14 3.15 $(ARGS)
+	@$(PYTHON3) -m scripts.setup_env.compat 3.14 3.15 $(ARGS)
 
 bench: setup ## compare with asyncio and others (benchmarks/)
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,18 +1,15 @@
-"""``python3 scripts/setup_env [main|tools|loops]``: make an environment of this checkout, or see in no time that it is there."""
+"""``python3 -m scripts.setup_env [main|tools|loops]``: make an environment, or see that it is there."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import steps  # noqa: E402
-import uv as uv_tool  # noqa: E402
-from choose import newest  # noqa: E402
-from console import StepFailed, fail, note, step  # noqa: E402
-from environment import MAIN, TOOLS, Environment  # noqa: E402
-from paths import ROOT, locked  # noqa: E402
+from . import steps
+from . import uv as uv_tool
+from .choose import newest
+from .console import StepError, fail, note, step
+from .environment import MAIN, TOOLS, Environment
+from .paths import ROOT, locked
 
 
 def ensure_main() -> None:
@@ -48,19 +45,22 @@ def _is_current(environment: Environment) -> bool:
     return interpreter is not None
 
 
-def main() -> None:
-    targets = {"main": ensure_main, "tools": ensure_tools, "loops": ensure_loops}
-    wanted = sys.argv[1] if len(sys.argv) > 1 else "main"
-    if wanted not in targets or sys.version_info < (3, 9):
-        fail(f"usage: python3 (3.9 or newer) scripts/setup_env [{'|'.join(targets)}]")
+TARGETS = {"main": ensure_main, "tools": ensure_tools, "loops": ensure_loops}
+
+
+def main(arguments: "list[str]") -> None:
+    wanted = arguments[0] if arguments else "main"
+    if wanted not in TARGETS or sys.version_info < (3, 9):
+        fail(f"usage: python3 -m scripts.setup_env [{'|'.join(TARGETS)}] (python3 being 3.9 or newer)")
     try:
         with locked(f"checkout-{str(ROOT).strip('/').replace('/', '-')}"):
-            targets[wanted]()
-    except StepFailed as error:
+            TARGETS[wanted]()
+    except StepError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        step("interrupted; nothing half-made was left in use, run it again")
+        step("interrupted; nothing half-made is in use, run it again")
         raise SystemExit(130) from None
 
 
-main()
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""apt twice: the system's own to install packages, and a private one that fetches sources and leaves the system alone."""
+"""apt twice: the system's own installs packages; a private one fetches sources and leaves the system as it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Iterable, List, Optional, Sequence
 
-from apt_config import (
+from .apt_config import (
     AptSource,
     distribution_archives,
     newer_suites,
@@ -16,14 +16,15 @@ from apt_config import (
     parse_os_release,
     parse_sources,
 )
-from choose import SourcePackage, packages_from_madison
-from console import StepFailed, note, run
+from .choose import SourcePackage, packages_from_madison
+from .console import StepError, note, run
 
 _NEWEST_MINOR = 30  # names of source packages are asked for one by one, from python3.13 to here
 
 
 def is_debian_like() -> bool:
-    return all(shutil.which(tool) for tool in ("apt-get", "apt-cache", "dpkg-query")) and Path("/etc/os-release").exists()
+    tools = ("apt-get", "apt-cache", "dpkg-query")
+    return all(shutil.which(tool) for tool in tools) and Path("/etc/os-release").exists()
 
 
 def os_release() -> "dict[str, str]":
@@ -31,7 +32,7 @@ def os_release() -> "dict[str, str]":
 
 
 def system_archives() -> "List[AptSource]":
-    """The distribution's own archive as this machine is configured to reach it: candidates, the most likely one first."""
+    """What may be the distribution's own archive, as this machine is configured to reach it, the most likely first."""
     configuration = Path("/etc/apt")
     sources: List[AptSource] = []
     for path in [configuration / "sources.list", *sorted((configuration / "sources.list.d").glob("*"))]:
@@ -58,20 +59,20 @@ def install_packages(names: Sequence[str]) -> None:
     """Install system packages where we may: as root, or through a sudo that asks for no password.
 
     Raises:
-        StepFailed: this is no Debian-like machine, or we may not; the message has the command for someone who may.
+        StepError: this is no Debian-like machine, or we may not; the message has the command for someone who may.
     """
     wanted = " ".join(names)
     if not shutil.which("apt-get"):
-        raise StepFailed(f"please install with your system's package manager what Debian calls: {wanted}")
+        raise StepError(f"please install with your system's package manager what Debian calls: {wanted}")
     prefix = _privilege()
     if prefix is None:
-        raise StepFailed(f"not root, and sudo asks for a password. Please run: sudo apt-get install {wanted}")
+        raise StepError(f"not root, and sudo asks for a password. Please run: sudo apt-get install {wanted}")
     note(f"installing with apt-get: {wanted}")
     apt_get = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=120"]
     install = [*apt_get, "install", "--yes", "--no-install-recommends", *names]
     try:
         run(install)
-    except StepFailed:
+    except StepError:
         note("apt-get's lists are absent or old; refreshing them")
         run([*apt_get, "update"])
         run(install)
@@ -80,13 +81,14 @@ def install_packages(names: Sequence[str]) -> None:
 def _privilege() -> "Optional[List[str]]":
     if os.geteuid() == 0:
         return []
-    if shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode == 0:
-        return ["sudo", "-n"]
-    return None
+    if not shutil.which("sudo"):
+        return None
+    asked = subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False)
+    return ["sudo", "-n"] if asked.returncode == 0 else None
 
 
 class PrivateApt:
-    """apt with state, cache and sources of its own below ``folder``; the system's configuration is read, never written."""
+    """apt with state, cache and sources of its own below ``folder``; the system's own are read, never written."""
 
     def __init__(self, folder: Path, stanzas: Sequence[str]) -> None:
         self._folder = folder
@@ -120,13 +122,13 @@ class PrivateApt:
 
     def _apt(self, tool: str, *args: str, cwd: Optional[Path] = None, timeout: float = 300) -> str:
         command = [tool, "-c", str(self._folder / "apt.conf"), *args]
-        return run(command, cwd=str(cwd) if cwd else None, env={"LC_ALL": "C"}, timeout=timeout)
+        return run(command, cwd=cwd, env={"LC_ALL": "C"}, timeout=timeout)
 
     def update(self) -> None:
         """Fetch the lists; a suite that the mirror lacks does not hinder the others."""
         try:
             self._apt("apt-get", "update")
-        except StepFailed as error:
+        except StepError as error:
             reasons = [line for line in str(error).splitlines() if line.startswith(("E:", "Err:"))]
             if "NO_PUBKEY" in str(error):
                 note("a suite is signed by a key that this machine's archive keyring does not have yet; left out")
@@ -137,14 +139,14 @@ class PrivateApt:
         names = [f"python3.{minor}" for minor in range(13, _NEWEST_MINOR)]
         try:
             return packages_from_madison(self._apt("apt-cache", "madison", *names))
-        except StepFailed:
+        except StepError:
             return []
 
     def fetch_source(self, package: SourcePackage) -> Path:
-        """Download one source package and return its original tarball, whose hash apt has checked against the signed index.
+        """Download one source package and return its original tarball; apt has checked it against the signed index.
 
         Raises:
-            StepFailed: the mirror lists the package but does not hold it, or the hash is wrong.
+            StepError: the mirror lists the package but does not hold it, or the hash is wrong.
         """
         self._apt(
             "apt-get", "source", "--download-only", f"{package.name}={package.version}", cwd=self._folder / "sources"
@@ -152,7 +154,7 @@ class PrivateApt:
         tarballs = sorted((self._folder / "sources").glob(f"{package.name}_*.orig.tar.*"))
         tarballs = [path for path in tarballs if path.suffix != ".asc"]
         if not tarballs:
-            raise StepFailed(f"{package.name} {package.version} has no original tarball")
+            raise StepError(f"{package.name} {package.version} has no original tarball")
         return tarballs[-1]
 
 

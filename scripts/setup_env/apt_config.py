@@ -86,13 +86,12 @@ def parse_list(text: str) -> "List[AptSource]":
         match = _ONE_LINE.fullmatch(line.partition("#")[0].strip())
         if not match:
             continue
-        given = dict(
-            (word.partition("=")[0].rstrip("+-").lower(), word.partition("=")[2])
-            for word in (match.group("options") or "").split()
-        )
+        words = (word.partition("=") for word in (match.group("options") or "").split())
+        given = {name.rstrip("+-").lower(): value for name, _, value in words}
         options = {name: given[name.lower()] for name in _TRUST_OPTIONS if name.lower() in given}
-        uri, *words = match.group("rest").split()
-        sources.append(AptSource((uri,), tuple(words[:1]), tuple(words[1:]), options))
+        uri, *rest = match.group("rest").split()
+        sources.append(AptSource((uri,), tuple(rest[:1]), tuple(rest[1:]), options))
+
     return sources
 
 
@@ -122,8 +121,10 @@ def distribution_archives(sources: Iterable[AptSource], os_release: Mapping[str,
         for source in sources
         if "main" in source.components and (codename in source.suites or _ALIASES.intersection(source.suites))
     ]
-    distinct = {(source.uris, tuple(sorted(source.options.items()))): source for source in reversed(fitting)}
-    return sorted(reversed(list(distinct.values())), key=likelihood, reverse=True)
+    distinct: Dict[object, AptSource] = {}
+    for source in fitting:
+        distinct.setdefault((source.uris, source.keyring), source)
+    return sorted(distinct.values(), key=likelihood, reverse=True)
 
 
 def newer_suites(os_release: Mapping[str, str]) -> "Sequence[str]":

@@ -56,12 +56,9 @@ def newest(
     at_least: Tuple[int, int],
     below: Optional[Tuple[int, int]] = None,
 ) -> Optional[Interpreter]:
-    """The newest interpreter of a kind in ``at_least <= version < below``; a final one before any alpha, beta or candidate."""
-    fitting = [
-        one
-        for one in interpreters
-        if one.free_threaded is free_threaded and one.version[:2] >= at_least and (below is None or one.version[:2] < below)
-    ]
+    """The newest interpreter of a kind in ``at_least <= version < below``; a final one before any pre-release."""
+    of_kind = [one for one in interpreters if one.free_threaded is free_threaded]
+    fitting = [one for one in of_kind if one.version[:2] >= at_least and (below is None or one.version[:2] < below)]
     return max(fitting, key=lambda one: (one.final, one.version), default=None)
 
 

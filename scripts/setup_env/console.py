@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections import deque
-from typing import Callable, Mapping, NoReturn, Optional, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Iterator, Mapping, NoReturn, Optional, Sequence
 
 _COLOUR = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 _TAIL_LINES = 25
@@ -16,7 +18,7 @@ _QUIET_INTERVAL_S = 15.0  # between progress lines where the output is a file or
 _LIVE_INTERVAL_S = 0.2
 
 
-class StepFailed(Exception):
+class StepError(Exception):
     """A step could not be done; the message says why, in words for the person at the keyboard."""
 
 
@@ -35,7 +37,8 @@ def note(text: str) -> None:
 def notice(title: str, lines: Sequence[str]) -> None:
     """A box that is hard to overlook."""
     width = max(len(title), *(len(line) for line in lines)) + 4
-    print(_paint("1;33", "\n".join(["*" * width, f"* {title}", *(f"*   {line}" for line in lines), "*" * width])), flush=True)
+    box = ["*" * width, f"* {title}", *(f"*   {line}" for line in lines), "*" * width]
+    print(_paint("1;33", "\n".join(box)), flush=True)
 
 
 def fail(text: str) -> NoReturn:
@@ -74,27 +77,54 @@ class Progress:
 def run(
     command: Sequence[str],
     *,
-    cwd: Optional[str] = None,
+    cwd: Optional[Path] = None,
     env: Optional[Mapping[str, str]] = None,
     timeout: Optional[float] = None,
-    log: Optional[str] = None,
-    on_line: Optional[Callable[[str], None]] = None,
 ) -> str:
     """Run a command and return what it printed; its output is shown only when it fails.
 
     Args:
-        timeout: Seconds after which the command is stopped; it then counts as failed. Lines keep being read until then.
-        log: File that keeps the whole output.
-        on_line: Called with each line, for progress.
+        env: Variables in addition to our own.
+        timeout: Seconds after which the command is killed, which counts as a failure.
+
     Raises:
-        StepFailed: the command is absent, exited with another code than 0, or ran out of time.
+        StepError: the command is absent, exited with another code than 0, or ran out of time.
     """
-    shown = " ".join(shlex.quote(part) for part in command)
+    with _started(command, cwd, env) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise StepError(f"{_shown(command)}\ngave no answer within {timeout:.0f} s") from error
+    _check(command, process.returncode, output.splitlines())
+    return output
+
+
+def follow(command: Sequence[str], *, cwd: Path, log: Path, on_line: Callable[[str], None]) -> None:
+    """Run a command that takes long: its output goes to a file, and each line to ``on_line`` for progress.
+
+    Raises:
+        StepError: the command is absent, or exited with another code than 0.
+    """
+    tail: "deque[str]" = deque(maxlen=_TAIL_LINES)
+    with open(log, "a", encoding="utf-8") as sink, _started(command, cwd, None) as process:
+        for line in process.stdout or ():
+            tail.append(line.rstrip("\n"))
+            sink.write(line)
+            on_line(line)
+    _check(command, process.returncode, [*tail, f"(the whole output: {log})"])
+
+
+@contextmanager
+def _started(
+    command: Sequence[str], cwd: Optional[Path], env: Optional[Mapping[str, str]]
+) -> "Iterator[subprocess.Popen[str]]":
+    """A child process with both outputs in one pipe; it is gone when the block ends, however it ends."""
     try:
         process = subprocess.Popen(
             command,
             cwd=cwd,
-            env=None if env is None else {**os.environ, **env},
+            env={**os.environ, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -102,43 +132,20 @@ def run(
             errors="replace",
         )
     except OSError as error:
-        raise StepFailed(f"cannot start {shown}: {error}") from error
-    try:
-        lines = _collect(process, log, on_line, timeout)
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    if process.returncode != 0:
-        where = f"\n(whole output: {log})" if log else ""
-        tail = "\n".join(lines[-_TAIL_LINES:])
-        raise StepFailed(f"{shown}\nexited with code {process.returncode}:\n{tail}{where}")
-    return "\n".join(lines)
-
-
-def _collect(
-    process: "subprocess.Popen[str]",
-    log: Optional[str],
-    on_line: Optional[Callable[[str], None]],
-    timeout: Optional[float],
-) -> "list[str]":
-    if on_line is None and log is None:
+        raise StepError(f"cannot start {_shown(command)}: {error}") from error
+    with process:
         try:
-            out, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired as error:
-            raise StepFailed(f"{' '.join(map(str, process.args))}\ngave no answer within {timeout:.0f} s") from error  # type: ignore[union-attr]
-        return out.splitlines()
-    kept: "deque[str]" = deque(maxlen=10_000)
-    sink = open(log, "a", encoding="utf-8") if log else None
-    try:
-        for line in process.stdout or ():
-            kept.append(line.rstrip("\n"))
-            if sink:
-                sink.write(line)
-            if on_line:
-                on_line(line)
-    finally:
-        if sink:
-            sink.close()
-    process.wait()
-    return list(kept)
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+
+
+def _shown(command: Sequence[str]) -> str:
+    return " ".join(shlex.quote(part) for part in command)
+
+
+def _check(command: Sequence[str], code: int, lines: Sequence[str]) -> None:
+    if code != 0:
+        tail = "\n".join(lines[-_TAIL_LINES:])
+        raise StepError(f"{_shown(command)}\nexited with code {code}:\n{tail}")

@@ -10,10 +10,10 @@ import tarfile
 from pathlib import Path
 from typing import List, Tuple
 
-import apt
-from choose import SourcePackage
-from console import Progress, StepFailed, note, run, step
-from paths import CACHE, locked
+from . import apt
+from .choose import SourcePackage
+from .console import Progress, StepError, follow, note, run, step
+from .paths import CACHE, locked
 
 # What `configure` looks for. Without the first group there is no build at all; without the second, modules are missing
 # that our tests and tools import.
@@ -48,7 +48,7 @@ def build_from_source_package() -> Path:
     Nobody ever sees half of it: it is installed below a scratch folder, tested there, and then renamed into place.
 
     Raises:
-        StepFailed: no source could be fetched, something needed to build is missing, or the build failed.
+        StepError: no source could be fetched, something needed to build is missing, or the build failed.
     """
     with locked("cpython"):
         return _build_locked()
@@ -79,7 +79,7 @@ def _folder_name(package: SourcePackage) -> str:
 def _executable(prefix: Path) -> Path:
     found = sorted((prefix / "bin").glob("python3.[0-9]*t"))
     if not found:
-        raise StepFailed(f"{prefix} holds no free-threaded Python; remove that folder and run make setup again")
+        raise StepError(f"{prefix} holds no free-threaded Python; remove that folder and run make setup again")
     return found[0]
 
 
@@ -93,9 +93,9 @@ def _require_build_dependencies() -> None:
 def _fetch_newest(folder: Path) -> "Tuple[SourcePackage, Path]":
     archives = apt.system_archives()
     if not archives:
-        raise StepFailed("found no archive of the distribution among this machine's apt sources")
+        raise StepError("found no archive of the distribution among this machine's apt sources")
     for archive in archives:
-        step(f"looking for sources of CPython at {archive.uris[0]} (with a private apt; the system's own is not touched)")
+        step(f"looking for sources of CPython at {archive.uris[0]} with a private apt (the system's is not touched)")
         shutil.rmtree(folder, ignore_errors=True)
         private = apt.private_source_apt(folder, archive)
         private.update()
@@ -104,16 +104,21 @@ def _fetch_newest(folder: Path) -> "Tuple[SourcePackage, Path]":
         for package in packages:
             try:
                 tarball = private.fetch_source(package)
-            except StepFailed as error:
+            except StepError as error:
                 note(f"{package.name} {package.version}: cannot be fetched ({_reason(str(error))}); trying the next")
             else:
                 note(f"{package.name} {package.version}: fetched {tarball.name}, {tarball.stat().st_size / 1e6:.0f} MB")
                 return package, tarball
-    raise StepFailed("the machine's mirror hands out no source of CPython 3.13 or newer")
+    raise StepError("the machine's mirror hands out no source of CPython 3.13 or newer")
+
+
+_KNOWN_REASON = re.compile(
+    r"\b(?:404|403|410)\s+[A-Z][\w ]+?(?=\s*\[|$)|Hash Sum mismatch|timed out|Could not resolve[^\n]*", re.MULTILINE
+)
 
 
 def _reason(output: str) -> str:
-    match = re.search(r"\b(404|403|410)\s+[A-Z][\w ]+?(?=\s*\[|$)|Hash Sum mismatch|timed out|Could not resolve[^\n]*", output, re.M)
+    match = _KNOWN_REASON.search(output)
     return match.group(0) if match else output.strip().splitlines()[-1]
 
 
@@ -130,8 +135,8 @@ def _unpack(tarball: Path, folder: Path) -> Path:
 
 def _build(source: Path, prefix: Path, work: Path) -> None:
     """Configure for ``prefix``, install below a scratch folder, test, rename."""
-    log = str(CACHE / "build.log")
-    Path(log).unlink(missing_ok=True)
+    log = CACHE / "build.log"
+    log.unlink(missing_ok=True)
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2)
     step(f"building {prefix.name} on {jobs} cores, about two minutes on two (log: {log})")
     configure = ["./configure", f"--prefix={prefix}", "--disable-gil", "--with-ensurepip=no", f"OPT={_OPTIMISATION}"]
@@ -148,10 +153,10 @@ def _build(source: Path, prefix: Path, work: Path) -> None:
     note(f"ready: {prefix}")
 
 
-def _followed(command: "List[str]", cwd: Path, log: str, progress: Progress, counted: "re.Pattern[str]") -> None:
-    def follow(line: str) -> None:
+def _followed(command: "List[str]", cwd: Path, log: Path, progress: Progress, counted: "re.Pattern[str]") -> None:
+    def count(line: str) -> None:
         if counted.search(line):
             progress.advance()
 
-    run(command, cwd=str(cwd), env={"PYTHONHOME": "", "PYTHONPATH": ""}, log=log, on_line=follow)
+    follow(command, cwd=cwd, log=log, on_line=count)
     progress.done()

@@ -1,4 +1,4 @@
-"""Virtual environments from the pinned requirement files, with a stamp by which the next run knows that nothing changed."""
+"""Virtual environments from the pinned requirement files, with a stamp that tells the next run that nothing changed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ import os
 from pathlib import Path
 from typing import Optional, Sequence
 
-from choose import Interpreter
-from console import note, step
-from paths import REQUIREMENTS, ROOT
-from uv import Uv
+from .choose import Interpreter
+from .console import note, step
+from .paths import REQUIREMENTS, ROOT
+from .uv import Uv
 
 STAMP = "polyloop-setup.json"
+
+
+def packaging_part(pyproject: str) -> str:
+    """What of ``pyproject.toml`` an installation depends on: all but the settings of tools other than the build backend."""
+    kept = []
+    wanted = True
+    for line in pyproject.splitlines():
+        if line.startswith("["):
+            table = line.strip("[] ")
+            wanted = not table.startswith("tool.") or table.startswith("tool.hatch")
+        if wanted:
+            kept.append(line)
+    return "\n".join(kept)
 
 
 class Environment:
@@ -31,8 +44,9 @@ class Environment:
     def inputs(self) -> str:
         """A hash over all that decides what is in the environment."""
         digest = hashlib.sha256()
-        for path in [*self._files, ROOT / "pyproject.toml"]:
+        for path in self._files:
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(packaging_part((ROOT / "pyproject.toml").read_text(encoding="utf-8")).encode())
         digest.update(os.environ.get("POLYLOOP_PYTHON", "").encode())
         digest.update(str(ROOT).encode())  # scripts and the editable install hold absolute paths
         return digest.hexdigest()
@@ -51,11 +65,12 @@ class Environment:
         """Make the environment hold exactly the pinned packages and this checkout, editable."""
         step(f"{self.path.name}: {interpreter}")
         self._stamp.unlink(missing_ok=True)  # from here until the end it is incomplete, and says so
-        uv("venv", "--quiet", "--allow-existing" if self._built_on(interpreter) else "--clear", "--python", interpreter.path, str(self.path))
-        target = {"VIRTUAL_ENV": str(self.path)}
-        uv("pip", "sync", "--require-hashes", "--python", str(self.python), *map(str, self._files), env=target)
-        # Not from an index and without isolation: its build backend is one of the pinned packages.
-        uv("pip", "install", "--python", str(self.python), "--no-deps", "--no-build-isolation", "--editable", str(ROOT), env=target)
+        existing = "--allow-existing" if self._built_on(interpreter) else "--clear"
+        uv("venv", "--quiet", existing, "--python", interpreter.path, str(self.path))
+        here = ["--python", str(self.python)]
+        uv("pip", "sync", *here, "--require-hashes", *map(str, self._files))
+        # Without isolation, for its build backend is one of the pinned packages.
+        uv("pip", "install", *here, "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
         self._write_stamp(interpreter)
         note(f"packages of {', '.join(path.stem for path in self._files)} and this checkout, editable")
 

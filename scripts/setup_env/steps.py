@@ -1,16 +1,15 @@
-"""The order in which an interpreter is looked for. Each step says what it does, and why the next one had to be tried."""
+"""The order in which an interpreter is looked for. Each step says what it does, and why the next one was tried."""
 
 from __future__ import annotations
 
 import json
 import os
-from typing import Callable, List, Optional, Sequence
+from typing import Callable, List, Sequence
 
-import apt
-import cpython
-from choose import Interpreter, interpreters_from_uv, newest
-from console import StepFailed, note, notice, run, step
-from uv import Uv
+from . import apt, cpython
+from .choose import Interpreter, interpreters_from_uv, newest
+from .console import StepError, note, notice, run, step
+from .uv import Uv
 
 DOWNLOADED = "3.14t"
 _DOWNLOAD_TIMEOUT_S = 300.0
@@ -27,11 +26,12 @@ def probe(path: str) -> Interpreter:
     """Ask an executable what it is.
 
     Raises:
-        StepFailed: it does not run, or is no CPython >= 3.13.
+        StepError: it does not run, or is no CPython >= 3.13.
     """
     version, free_threaded, final, implementation = json.loads(run([path, "-c", _PROBE], timeout=60))
     if implementation != "CPython" or tuple(version) < (3, 13):
-        raise StepFailed(f"{path} is {implementation} {'.'.join(map(str, version))}; polyloop needs CPython 3.13 or newer")
+        seen = f"{implementation} {'.'.join(map(str, version))}"
+        raise StepError(f"{path} is {seen}; polyloop needs CPython 3.13 or newer")
     return Interpreter(path, (version[0], version[1], version[2]), free_threaded, final)
 
 
@@ -39,7 +39,7 @@ def interpreter(uv: Uv) -> Interpreter:
     """The interpreter for ``.venv``.
 
     Raises:
-        StepFailed: this machine has none and none can be had; the message has the reason of every step.
+        StepError: this machine has none and none can be had; the message has the reason of every step.
     """
     chosen = os.environ.get("POLYLOOP_PYTHON")
     if chosen:
@@ -54,7 +54,7 @@ def interpreter(uv: Uv) -> Interpreter:
         step(f"interpreter: {title}")
         try:
             found = attempt()
-        except StepFailed as error:
+        except StepError as error:
             reasons.append(f"{title}: {error}")
             note(f"no: {_short(str(error))}")
         else:
@@ -62,7 +62,7 @@ def interpreter(uv: Uv) -> Interpreter:
             return found
     fallback = newest(installed, free_threaded=False, at_least=(3, 13))
     if fallback is None:
-        raise StepFailed("no Python that can run polyloop (>= 3.13) was found or made:\n\n" + "\n\n".join(reasons))
+        raise StepError("no Python that can run polyloop (>= 3.13) was found or made:\n\n" + "\n\n".join(reasons))
     _warn_of_gil(fallback, [_short(reason) for reason in reasons])
     return fallback
 
@@ -88,7 +88,7 @@ def _found(installed: Sequence[Interpreter]) -> Interpreter:
     )
     if best is None:
         seen = ", ".join(sorted({".".join(map(str, one.version)) for one in installed})) or "none"
-        raise StepFailed(f"there is none (CPython with a GIL: {seen})")
+        raise StepError(f"there is none (CPython with a GIL: {seen})")
     return probe(best.path)
 
 
@@ -98,7 +98,7 @@ def _downloaded(uv: Uv) -> Interpreter:
     uv("python", "install", "--no-bin", DOWNLOADED, env=quick, timeout=_DOWNLOAD_TIMEOUT_S)
     best = newest(installed_interpreters(uv), free_threaded=True, at_least=(3, 14))
     if best is None:
-        raise StepFailed(f"uv installed {DOWNLOADED} and yet does not find it")
+        raise StepError(f"uv installed {DOWNLOADED} and yet does not find it")
     return best
 
 
@@ -114,7 +114,6 @@ def _short(text: str) -> str:
 
 
 def _warn_of_gil(found: Interpreter, reasons: Sequence[str]) -> None:
-    wanted: Optional[str] = "set POLYLOOP_PYTHON to a free-threaded Python and run make setup again"
     notice(
         f"USING A PYTHON WITH A GIL: {found}",
         [
@@ -122,6 +121,6 @@ def _warn_of_gil(found: Interpreter, reasons: Sequence[str]) -> None:
             "- CPU work on N loops takes as long as on one, and the benchmarks will show no gain",
             "- tests and stress of what only free threads can break prove little",
             *(f"why: {reason}" for reason in reasons),
-            f"to change this: {wanted}",
+            "to change this: set POLYLOOP_PYTHON to a free-threaded Python and run make setup again",
         ],
     )

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
-import apt
-from console import StepFailed, note, run, step
-from paths import CACHE, REQUIREMENTS
+from . import apt
+from .console import StepError, note, run, step
+from .paths import CACHE, REQUIREMENTS
 
 # `uv pip compile --group` and JSON output of `uv python list`, both of which we use, are older than this.
 OLDEST = (0, 8)
@@ -28,11 +28,11 @@ class Uv:
         self.path = path
 
     def __call__(self, *args: str, env: Optional[Mapping[str, str]] = None, timeout: Optional[float] = None) -> str:
-        # A system's own environment variables (indexes, certificates) reach uv untouched; UV_PYTHON would override our choice.
-        return run([self.path, *args], env={"UV_PYTHON": "", "VIRTUAL_ENV": "", **(env or {})}, timeout=timeout)
+        # The machine's own settings (indexes, certificates) reach uv through the environment as they are.
+        return run([self.path, *args], env=env, timeout=timeout)
 
     def installed_pythons(self) -> Any:
-        """uv's list of interpreters on this machine, without any download."""
+        """Uv's list of interpreters on this machine, without any download."""
         environment = {**os.environ, "PATH": _search_path()}
         environment.pop("UV_PYTHON", None)
         listing = subprocess.run(
@@ -44,12 +44,12 @@ class Uv:
             check=False,
         )
         if listing.returncode != 0:
-            raise StepFailed(f"uv python list failed: {listing.stderr.strip()}")
+            raise StepError(f"uv python list failed: {listing.stderr.strip()}")
         return json.loads(listing.stdout)
 
 
-# Where version managers keep interpreters that are installed but not active. Their shims on PATH are left out: what a shim
-# runs depends on PATH, so what uv learns from one here need not hold elsewhere.
+# Where version managers keep interpreters that are installed but not active. Their shims on PATH are left out: what a
+# shim runs depends on PATH, so what uv learns from one here need not hold elsewhere.
 _VERSION_MANAGERS = (
     "${PYENV_ROOT:-~/.pyenv}/versions/*/bin",
     "${ASDF_DATA_DIR:-~/.asdf}/installs/python/*/bin",
@@ -60,7 +60,8 @@ _VERSION_MANAGERS = (
 def _search_path() -> str:
     """Our own builds, PATH without shims, and what version managers hold back."""
     ours = sorted(str(path / "bin") for path in (CACHE / "python").glob("cpython-*"))
-    on_path = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if Path(folder).name != "shims"]
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    on_path = [folder for folder in folders if Path(folder).name != "shims"]
     hidden = [folder for pattern in _VERSION_MANAGERS for folder in sorted(glob.glob(_expanded(pattern)))]
     return os.pathsep.join([*ours, *on_path, *hidden])
 
@@ -75,7 +76,7 @@ def find_or_install() -> Uv:
     """The uv on PATH if it is recent enough, else the pinned one, installed first where it must be.
 
     Raises:
-        StepFailed: there is none, and no way to install one; the message says what would help.
+        StepError: there is none, and no way to install one; the message says what would help.
     """
     on_path = shutil.which("uv")
     if on_path and _version(on_path) >= OLDEST:
@@ -93,7 +94,7 @@ def find_or_install() -> Uv:
 def _version(executable: str) -> "tuple[int, ...]":
     try:
         text = run([executable, "--version"], timeout=30)
-    except StepFailed:
+    except StepError:
         return ()  # a shim that leads nowhere
     match = re.search(r"(\d+)\.(\d+)", text)
     return tuple(int(part) for part in match.groups()) if match else ()
@@ -111,14 +112,15 @@ def _install(target: Path) -> None:
     scratch = target.with_name(f"uv.{os.getpid()}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.parent.mkdir(parents=True, exist_ok=True)
-    wanted = ["--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "-r", str(REQUIREMENTS / "uv.txt")]
+    pinned = ["--no-deps", "--require-hashes", "-r", str(REQUIREMENTS / "uv.txt")]
+    wanted = ["install", "--quiet", "--disable-pip-version-check", *pinned]
     try:
         if _runs(["-c", "import ensurepip"]):
             run([sys.executable, "-m", "venv", str(scratch / "venv")])
-            run([str(scratch / "venv" / "bin" / "python"), "-m", "pip", "install", *wanted])
+            run([str(scratch / "venv" / "bin" / "python"), "-m", "pip", *wanted])
             binary = scratch / "venv" / "bin" / "uv"
         else:
-            run([sys.executable, "-m", "pip", "install", "--target", str(scratch / "lib"), *wanted])
+            run([sys.executable, "-m", "pip", *wanted, "--target", str(scratch / "lib")])
             binary = scratch / "lib" / "bin" / "uv"
         # uv is one static binary: it needs nothing of the environment that it came in.
         shutil.rmtree(target, ignore_errors=True)
