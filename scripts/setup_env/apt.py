@@ -88,12 +88,16 @@ def _privilege() -> "Optional[List[str]]":
 
 
 class PrivateApt:
-    """apt with state, cache and sources of its own below ``folder``; the system's own are read, never written."""
+    """apt with state, cache and sources of its own below ``folder``; the system's own are read, never written.
+
+    For this apt nothing is installed, so a package comes with all that it depends on.
+    """
 
     def __init__(self, folder: Path, stanzas: Sequence[str]) -> None:
         self._folder = folder
-        for part in ("lists/partial", "cache/archives/partial", "sources"):
+        for part in ("lists/partial", "cache/archives/partial", "sources", "dpkg"):
             (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / "dpkg" / "status").touch()
         (folder / "apt.conf").write_text(self._configuration(), encoding="utf-8")
         # The ending tells apt which of its two formats this is.
         (folder / "private.sources").write_text("\n".join(stanzas), encoding="utf-8")
@@ -105,10 +109,12 @@ class PrivateApt:
             f'Dir::Etc::sourcelist "{self._folder}/private.sources";',
             'Dir::Etc::sourceparts "-";',
             f'Dir::State::lists "{self._folder}/lists";',
+            f'Dir::State::status "{self._folder}/dpkg/status";',
             f'Dir::Cache "{self._folder}/cache";',
             'Dir::Cache::pkgcache "pkgcache.bin";',
             'Dir::Cache::srcpkgcache "srcpkgcache.bin";',
             'Acquire::Languages "none";',
+            'Acquire::PDiffs "false";',
             'Acquire::Retries "1";',
             'Acquire::http::Timeout "20";',
             'Acquire::https::Timeout "20";',
@@ -117,6 +123,7 @@ class PrivateApt:
             "#clear APT::Update::Pre-Invoke;",
             "#clear APT::Update::Post-Invoke;",
             "#clear APT::Update::Post-Invoke-Success;",
+            "#clear DPkg::Post-Invoke;",
         ]
         return "\n".join(lines) + "\n"
 
@@ -156,6 +163,24 @@ class PrivateApt:
         if not tarballs:
             raise StepError(f"{package.name} {package.version} has no original tarball")
         return tarballs[-1]
+
+    def unpack_into(self, root: Path, names: Sequence[str]) -> None:
+        """Unpack packages and all that they depend on below ``root``, without running any of their scripts.
+
+        Raises:
+            StepError: the suite lacks one of them, or the mirror does not hand one out.
+        """
+        archives = self._folder / "cache" / "archives"
+        for stale in archives.glob("*.deb"):
+            stale.unlink()
+        self._apt("apt-get", "install", "--yes", "--download-only", "--no-install-recommends", *names)
+        # Debian's packages hold everything below /usr and count on these links.
+        for name in ("bin", "sbin", "lib", "lib64"):
+            (root / "usr" / name).mkdir(parents=True, exist_ok=True)
+            if not (root / name).exists():
+                (root / name).symlink_to(f"usr/{name}")
+        for package in sorted(archives.glob("*.deb")):
+            run(["dpkg-deb", "--extract", str(package), str(root)])
 
 
 def private_source_apt(folder: Path, archive: AptSource) -> PrivateApt:

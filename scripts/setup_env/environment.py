@@ -17,7 +17,7 @@ STAMP = "polyloop-setup.json"
 
 
 def packaging_part(pyproject: str) -> str:
-    """What of ``pyproject.toml`` an installation depends on: all but the settings of tools other than the build backend."""
+    """What of ``pyproject.toml`` an installation depends on: all but the settings of tools that do not build."""
     kept = []
     wanted = True
     for line in pyproject.splitlines():
@@ -27,6 +27,13 @@ def packaging_part(pyproject: str) -> str:
         if wanted:
             kept.append(line)
     return "\n".join(kept)
+
+
+def install_pinned(uv: Uv, python: Path, files: Sequence[Path]) -> None:
+    """Make an environment hold exactly the pinned packages and this checkout, editable."""
+    uv("pip", "sync", "--python", str(python), "--require-hashes", *map(str, files))
+    # Without isolation, for its build backend is one of the pinned packages.
+    uv("pip", "install", "--python", str(python), "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
 
 
 class Environment:
@@ -62,15 +69,12 @@ class Environment:
         return str(stamp.get("interpreter")) if fresh else None
 
     def create(self, uv: Uv, interpreter: Interpreter) -> None:
-        """Make the environment hold exactly the pinned packages and this checkout, editable."""
+        """Make the environment anew, or bring it up to date."""
         step(f"{self.path.name}: {interpreter}")
         self._stamp.unlink(missing_ok=True)  # from here until the end it is incomplete, and says so
         existing = "--allow-existing" if self._built_on(interpreter) else "--clear"
         uv("venv", "--quiet", existing, "--python", interpreter.path, str(self.path))
-        here = ["--python", str(self.python)]
-        uv("pip", "sync", *here, "--require-hashes", *map(str, self._files))
-        # Without isolation, for its build backend is one of the pinned packages.
-        uv("pip", "install", *here, "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+        install_pinned(uv, self.python, self._files)
         self._write_stamp(interpreter)
         note(f"packages of {', '.join(path.stem for path in self._files)} and this checkout, editable")
 
