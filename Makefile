@@ -11,7 +11,7 @@ ARGS ?=
 POLYLOOP_STRESS_SECONDS ?= 60
 export POLYLOOP_STRESS_SECONDS
 
-.PHONY: help setup setup-tools loops demo test stress test-gil test-compat bench lint format docs lock clean
+.PHONY: help setup setup-tools loops demo test stress test-gil test-compat bench lint types format docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench: setup ## compare with asyncio and others (benchmarks/)
 lint: setup-tools ## ruff, mypy --strict, pyright
 	$(TOOLS)/ruff check .
 	$(TOOLS)/ruff format --check .
+	@$(MAKE) --no-print-directory types
+
+types: setup-tools ## mypy --strict and pyright alone
 	$(TOOLS)/mypy
 	$(TOOLS)/pyright --pythonpath $(TOOLS)/python
 

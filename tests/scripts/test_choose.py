@@ -11,7 +11,7 @@ from scripts.setup_env.choose import (
 
 def entry(
     version: str, *, variant: str = "default", path: str | None = None, implementation: str = "cpython"
-) -> object:
+) -> dict[str, object]:
     return {
         "version": version,
         "variant": variant,
@@ -25,13 +25,13 @@ def python(version: tuple[int, int, int], *, free_threaded: bool = True, final: 
 
 
 def test_uv_listing_keeps_cpython_only_and_tells_the_builds_apart() -> None:
-    """PyPy and downloads that are not installed (no path) are no candidates; the variant names a free-threaded build."""
+    """PyPy and what is not installed (no path) are no candidates; the variant names a free-threaded build."""
     found = interpreters_from_uv(
         [
             entry("3.14.2", variant="freethreaded"),
             entry("3.14.2"),
             entry("3.11.11", implementation="pypy"),
-            {**entry("3.15.0"), "path": None},  # type: ignore[dict-item]
+            {**entry("3.15.0"), "path": None},
         ]
     )
     assert [(one.version, one.free_threaded) for one in found] == [((3, 14, 2), True), ((3, 14, 2), False)]
