@@ -6,7 +6,7 @@ import sys
 
 from . import steps
 from . import uv as uv_tool
-from .choose import newest
+from .choose import FREE_THREADED_WORDS, newest
 from .console import StepError, fail, note, step
 from .environment import MAIN, TOOLS, Environment
 from .paths import ROOT, locked
@@ -40,9 +40,12 @@ def ensure_loops() -> None:
 
 def _is_current(environment: Environment) -> bool:
     interpreter = environment.current()
-    if interpreter is not None:
-        note(f"{environment.path.name} is up to date: {interpreter}")
-    return interpreter is not None
+    if interpreter is None:
+        return False
+    note(f"{environment.path.name} is up to date: {interpreter}")
+    if environment is MAIN and not interpreter.startswith(FREE_THREADED_WORDS):
+        note("with a GIL nothing runs in parallel; `make clean setup` looks for a free-threaded Python again")
+    return True
 
 
 TARGETS = {"main": ensure_main, "tools": ensure_tools, "loops": ensure_loops}

@@ -66,7 +66,9 @@ def install_packages(names: Sequence[str]) -> None:
         raise StepError(f"please install with your system's package manager what Debian calls: {wanted}")
     prefix = _privilege()
     if prefix is None:
-        raise StepError(f"not root, and sudo asks for a password. Please run: sudo apt-get install {wanted}")
+        raise StepError(
+            f"neither root, nor a sudo that asks for no password. Please run: sudo apt-get install {wanted}"
+        )
     note(f"installing with apt-get: {wanted}")
     apt_get = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=120"]
     install = [*apt_get, "install", "--yes", "--no-install-recommends", *names]

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Iterable, Optional, Sequence, Tuple
 
-FREE_THREADED = "freethreaded"
+FREE_THREADED = "freethreaded"  # in uv's names of variants
+FREE_THREADED_WORDS = "free-threaded"
 _FINAL = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
@@ -20,7 +21,7 @@ class Interpreter:
     final: bool
 
     def __str__(self) -> str:
-        kind = "free-threaded" if self.free_threaded else "GIL"
+        kind = FREE_THREADED_WORDS if self.free_threaded else "GIL"
         return f"{kind} CPython {'.'.join(map(str, self.version))} at {self.path}"
 
 

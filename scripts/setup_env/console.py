@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Callable, Iterator, Mapping, NoReturn, Optional, Sequence
 
 _COLOUR = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 _TAIL_LINES = 25
+_WIDTH = 110
 _QUIET_INTERVAL_S = 15.0  # between progress lines where the output is a file or a pipe
 _LIVE_INTERVAL_S = 0.2
 
@@ -36,8 +38,9 @@ def note(text: str) -> None:
 
 def notice(title: str, lines: Sequence[str]) -> None:
     """A box that is hard to overlook."""
-    width = max(len(title), *(len(line) for line in lines)) + 4
-    box = ["*" * width, f"* {title}", *(f"*   {line}" for line in lines), "*" * width]
+    wrapped = [part for line in lines for part in textwrap.wrap(line, _WIDTH, subsequent_indent="    ")]
+    border = "*" * (_WIDTH + 4)
+    box = [border, f"* {title}", *(f"*   {line}" for line in wrapped), border]
     print(_paint("1;33", "\n".join(box)), flush=True)
 
 

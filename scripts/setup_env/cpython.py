@@ -83,11 +83,16 @@ def _executable(prefix: Path) -> Path:
     return found[0]
 
 
+def missing_packages() -> str:
+    """The names of system packages that a build needs and that are not installed."""
+    return " ".join(apt.missing_packages([*_TOOLS, *_LIBRARIES]))
+
+
 def _require_build_dependencies() -> None:
-    missing = apt.missing_packages([*_TOOLS, *_LIBRARIES])
+    missing = missing_packages()
     if missing:
-        note(f"needed to build and absent: {' '.join(missing)}")
-        apt.install_packages(missing)
+        note("a build needs system packages that are absent")
+        apt.install_packages(missing.split())
 
 
 def _fetch_newest(folder: Path) -> "Tuple[SourcePackage, Path]":

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from .choose import Interpreter
-from .console import note, step
+from .console import StepError, note, step
 from .paths import REQUIREMENTS, ROOT
 from .uv import Uv
 
@@ -54,34 +54,45 @@ class Environment:
         for path in self._files:
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
         digest.update(packaging_part((ROOT / "pyproject.toml").read_text(encoding="utf-8")).encode())
-        digest.update(os.environ.get("POLYLOOP_PYTHON", "").encode())
         digest.update(str(ROOT).encode())  # scripts and the editable install hold absolute paths
         return digest.hexdigest()
 
     def current(self) -> "Optional[str]":
         """The interpreter of a complete and unchanged environment, in words; ``None`` if there is work to do."""
-        try:
-            stamp = json.loads(self._stamp.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        # An environment keeps the interpreter it was made with until another one is asked for.
+        chosen = os.environ.get("POLYLOOP_PYTHON") or self._stamped("chosen")
+        unchanged = self._stamped("inputs") == self.inputs() and self._stamped("chosen") == chosen
         # `exists` follows the link: a base interpreter that was removed means starting over.
-        fresh = stamp.get("inputs") == self.inputs() and self.python.exists()
-        return str(stamp.get("interpreter")) if fresh else None
+        fresh = unchanged and self.python.exists()
+        return str(self._stamped("interpreter")) if fresh else None
 
     def create(self, uv: Uv, interpreter: Interpreter) -> None:
         """Make the environment anew, or bring it up to date."""
         step(f"{self.path.name}: {interpreter}")
+        added = self._stamped("added") or []
         self._stamp.unlink(missing_ok=True)  # from here until the end it is incomplete, and says so
         existing = "--allow-existing" if self._built_on(interpreter) else "--clear"
         uv("venv", "--quiet", existing, "--python", interpreter.path, str(self.path))
         install_pinned(uv, self.python, self._files)
-        self._write_stamp(interpreter)
+        self._write_stamp(interpreter=str(interpreter), chosen=os.environ.get("POLYLOOP_PYTHON"), inputs=self.inputs())
         note(f"packages of {', '.join(path.stem for path in self._files)} and this checkout, editable")
+        for group in added:
+            try:
+                self.add(uv, group)
+            except StepError as error:
+                note(
+                    f"left out, for it cannot be installed on this interpreter: {group} ({str(error).splitlines()[-1]})"
+                )
 
     def add(self, uv: Uv, group: str) -> None:
         """Install one more group into a complete environment; wheels that do not exist are built from source."""
+        added = self._stamped("added") or []
+        if group in added:
+            note(f"{group} is there")
+            return
         step(f"{self.path.name}: adding {group} (built from source where there is no wheel; that takes a minute)")
         uv("pip", "install", "--require-hashes", "--python", str(self.python), "-r", str(REQUIREMENTS / f"{group}.txt"))
+        self._write_stamp(added=[*added, group])
 
     def _built_on(self, interpreter: Interpreter) -> bool:
         try:
@@ -89,9 +100,16 @@ class Environment:
         except OSError:
             return False
 
-    def _write_stamp(self, interpreter: Interpreter) -> None:
+    def _stamped(self, key: str) -> Any:
+        try:
+            return json.loads(self._stamp.read_text(encoding="utf-8")).get(key)
+        except (OSError, ValueError):
+            return None
+
+    def _write_stamp(self, **changes: Any) -> None:
         scratch = self._stamp.with_suffix(".part")
-        scratch.write_text(json.dumps({"inputs": self.inputs(), "interpreter": str(interpreter)}), encoding="utf-8")
+        stamp = {key: self._stamped(key) for key in ("inputs", "interpreter", "chosen", "added")}
+        scratch.write_text(json.dumps({**stamp, **changes}), encoding="utf-8")
         os.replace(scratch, self._stamp)
 
 

@@ -110,7 +110,7 @@ def _short(text: str) -> str:
     """The line of a message that a person wants first: uv and apt put the cause last."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     causes = [line for line in lines if line.startswith(("cause:", "E:", "error:"))]
-    return (causes[-1] if causes else lines[0])[:160] if lines else text
+    return (causes[-1] if causes else lines[0]) if lines else text
 
 
 def _warn_of_gil(found: Interpreter, reasons: Sequence[str]) -> None:
@@ -118,9 +118,9 @@ def _warn_of_gil(found: Interpreter, reasons: Sequence[str]) -> None:
         f"USING A PYTHON WITH A GIL: {found}",
         [
             "polyloop works on it, but nothing runs in parallel:",
-            "- CPU work on N loops takes as long as on one, and the benchmarks will show no gain",
-            "- tests and stress of what only free threads can break prove little",
+            "- CPU work on N loops takes as long as on one, and the benchmarks show no gain",
+            "- tests and stress prove little about what only free threads can break",
             *(f"why: {reason}" for reason in reasons),
-            "to change this: set POLYLOOP_PYTHON to a free-threaded Python and run make setup again",
+            "to change this: mend one of these, or set POLYLOOP_PYTHON to a free-threaded one; then make clean setup",
         ],
     )

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
-from . import apt
+from . import apt, cpython
 from .console import StepError, note, run, step
 from .paths import CACHE, REQUIREMENTS
 
@@ -108,7 +108,12 @@ def _install(target: Path) -> None:
     """
     if not _has_pip_or_ensurepip():
         note("this Python has neither pip nor ensurepip (Debian keeps them in packages of their own)")
-        apt.install_packages(["python3-venv"])
+        try:
+            apt.install_packages(["python3-venv"])
+        except StepError as error:
+            # Said now, so that the person who has to ask for packages asks once.
+            also = f"To build a free-threaded Python, if none can be downloaded, add: {cpython.missing_packages()}"
+            raise StepError(f"{error}\n{also}" if apt.is_debian_like() else str(error)) from error
     scratch = target.with_name(f"uv.{os.getpid()}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.parent.mkdir(parents=True, exist_ok=True)
