@@ -17,7 +17,7 @@ def ensure_main() -> None:
     if _is_current(MAIN):
         return
     uv = uv_tool.find_or_install()
-    MAIN.create(uv, steps.interpreter(uv))
+    MAIN.create(uv, steps.interpreter(uv, MAIN.chosen()))
 
 
 def ensure_tools() -> None:

@@ -57,11 +57,13 @@ class Environment:
         digest.update(str(ROOT).encode())  # scripts and the editable install hold absolute paths
         return digest.hexdigest()
 
+    def chosen(self) -> "Optional[str]":
+        """The interpreter that a person asked for: now, or when the environment was made."""
+        return os.environ.get("POLYLOOP_PYTHON") or self._stamped("chosen")
+
     def current(self) -> "Optional[str]":
         """The interpreter of a complete and unchanged environment, in words; ``None`` if there is work to do."""
-        # An environment keeps the interpreter it was made with until another one is asked for.
-        chosen = os.environ.get("POLYLOOP_PYTHON") or self._stamped("chosen")
-        unchanged = self._stamped("inputs") == self.inputs() and self._stamped("chosen") == chosen
+        unchanged = self._stamped("inputs") == self.inputs() and self._stamped("chosen") == self.chosen()
         # `exists` follows the link: a base interpreter that was removed means starting over.
         fresh = unchanged and self.python.exists()
         return str(self._stamped("interpreter")) if fresh else None
@@ -69,12 +71,12 @@ class Environment:
     def create(self, uv: Uv, interpreter: Interpreter) -> None:
         """Make the environment anew, or bring it up to date."""
         step(f"{self.path.name}: {interpreter}")
-        added = self._stamped("added") or []
+        added, chosen = self._stamped("added") or [], self.chosen()
         self._stamp.unlink(missing_ok=True)  # from here until the end it is incomplete, and says so
         existing = "--allow-existing" if self._built_on(interpreter) else "--clear"
         uv("venv", "--quiet", existing, "--python", interpreter.path, str(self.path))
         install_pinned(uv, self.python, self._files)
-        self._write_stamp(interpreter=str(interpreter), chosen=os.environ.get("POLYLOOP_PYTHON"), inputs=self.inputs())
+        self._write_stamp(interpreter=str(interpreter), chosen=chosen, inputs=self.inputs())
         note(f"packages of {', '.join(path.stem for path in self._files)} and this checkout, editable")
         for group in added:
             try:

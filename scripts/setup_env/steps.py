@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from typing import Callable, List, Sequence
+from typing import Callable, List, Optional, Sequence
 
 from . import apt, cpython
 from .choose import Interpreter, interpreters_from_uv, newest
@@ -35,13 +34,12 @@ def probe(path: str) -> Interpreter:
     return Interpreter(path, (version[0], version[1], version[2]), free_threaded, final)
 
 
-def interpreter(uv: Uv) -> Interpreter:
-    """The interpreter for ``.venv``.
+def interpreter(uv: Uv, chosen: Optional[str]) -> Interpreter:
+    """The interpreter for ``.venv``: the one that a person chose, or the best there is.
 
     Raises:
         StepError: this machine has none and none can be had; the message has the reason of every step.
     """
-    chosen = os.environ.get("POLYLOOP_PYTHON")
     if chosen:
         step(f"interpreter: {chosen}, because POLYLOOP_PYTHON says so")
         found = probe(chosen)
