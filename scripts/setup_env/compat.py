@@ -38,7 +38,7 @@ _ENTER = r"""
 set -e
 mount --rbind /proc "$1/proc"
 mount --rbind /dev "$1/dev"
-exec chroot "$1" /usr/bin/env -i HOME=/root PATH=/opt/venv/bin:/usr/bin:/bin LANG=C.UTF-8 \
+PATH=$PATH:/usr/sbin:/sbin exec chroot "$1" /usr/bin/env -i HOME=/root PATH=/opt/venv/bin:/usr/bin:/bin LANG=C.UTF-8 \
     sh -c 'cd /checkout && exec "$0" "$@"' "${@:2}"
 """
 
