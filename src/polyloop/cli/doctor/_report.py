@@ -101,7 +101,7 @@ def notes_on(version: tuple[int, int], interpreter: Interpreter) -> tuple[str, .
         return ()
     return (
         "3.13t: a future or task touched from a foreign thread can crash the interpreter (fixed in 3.14)",
-        "3.13t: compiled patterns, class attributes and longer constants shared by threads slow them down (better in 3.14)",
+        "3.13t: compiled patterns, class attributes and longer constants slow threads that share them (better in 3.14)",
     )
 
 
