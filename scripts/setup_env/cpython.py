@@ -55,6 +55,10 @@ def build_from_source_package() -> Path:
 
 
 def _build_locked() -> Path:
+    finished = sorted((CACHE / "python").glob("cpython-*/bin/python3.[0-9]*t"))
+    if finished:  # there was none when we were called, so it was made while we waited for the lock
+        note(f"another set-up has built it in the meantime: {finished[-1]}")
+        return finished[-1]
     work = CACHE / "build"
     shutil.rmtree(work, ignore_errors=True)  # left by a run that was interrupted
     work.mkdir(parents=True)
@@ -62,9 +66,6 @@ def _build_locked() -> Path:
         _require_build_dependencies()
         package, tarball = _fetch_newest(work / "apt")
         prefix = CACHE / "python" / _folder_name(package)
-        if (prefix / "bin").exists():
-            note(f"another set-up has built it in the meantime: {prefix}")
-            return _executable(prefix)
         _build(_unpack(tarball, work / "src"), prefix, work)
         return _executable(prefix)
     finally:
@@ -154,6 +155,7 @@ def _build(source: Path, prefix: Path, work: Path) -> None:
     # It finds its library beside itself, so it can be tested where it lies.
     run([str(_executable(staged)), "-c", _SELF_TEST])
     prefix.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(prefix, ignore_errors=True)  # without an executable, or we would not be here
     os.replace(staged, prefix)
     note(f"ready: {prefix}")
 
