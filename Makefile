@@ -61,7 +61,7 @@ docs: setup-tools ## build docs/_build/html; a warning is an error
 	$(TOOLS)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 lock: ## compile requirements/*.txt anew (LOCK_ARGS=--upgrade for new versions)
-	@requirements/lock.sh
+	@UV=$$($(SETUP) uv | tail -n 1) requirements/lock.sh
 
 clean: ## remove what the other targets made, but not the interpreters in the user's cache
 	rm -rf .venv .venv-tools build dist out docs/_build .pytest_cache .mypy_cache .ruff_cache

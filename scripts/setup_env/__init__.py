@@ -2,7 +2,7 @@
 
 Runs on the standard library of Python 3.9 or later, for it is what runs before anything of ours is installed.
 
-    __main__.py      `python3 -m scripts.setup_env [main|tools|loops]`
+    __main__.py      `python3 -m scripts.setup_env [main|tools|loops|uv]`
     steps.py         the order in which an interpreter is looked for, and what is said about it
     choose.py        pure: which of the interpreters found is the best
     uv.py            finding uv, or installing it into a private folder

@@ -1,4 +1,4 @@
-"""``python3 -m scripts.setup_env [main|tools|loops]``: make an environment, or see that it is there."""
+"""``python3 -m scripts.setup_env [main|tools|loops|uv]``: make an environment, or see that it is there."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def ensure_loops() -> None:
     MAIN.add(uv_tool.find_or_install(), "loops")
 
 
+def print_uv() -> None:
+    """The path of the uv in use, as the last line of the output, for `make lock`."""
+    print(uv_tool.find_or_install().path)
+
+
 def _is_current(environment: Environment) -> bool:
     interpreter = environment.current()
     if interpreter is None:
@@ -48,7 +53,7 @@ def _is_current(environment: Environment) -> bool:
     return True
 
 
-TARGETS = {"main": ensure_main, "tools": ensure_tools, "loops": ensure_loops}
+TARGETS = {"main": ensure_main, "tools": ensure_tools, "loops": ensure_loops, "uv": print_uv}
 
 
 def main(arguments: "list[str]") -> None:
