@@ -1,0 +1,51 @@
+"""asyncio on every core of a free-threaded Python.
+
+The layers, each of which imports only what stands below it::
+
+    cli/       polyloop run | doctor | bench        testing/   paused loops, blocked-detector, fake clock
+    tasks/     TaskGroup, gather                    offload/   to_thread, async_wrap, the pool of threads
+    runtime/   Runtime, run, placement, signals, shutdown
+    sync/      CapacityLimiter
+    _core/     mailbox, worker, parking, handle, context; the one seam over threading and time
+
+Everyday names are here; each folder without an underscore is a topic of its own. Start with ``polyloop.run``.
+"""
+
+from polyloop._core._errors import (
+    BlockingCallError,
+    GilEnabledWarning,
+    NoRuntimeError,
+    PolyloopError,
+    RuntimeClosedError,
+    UnreliableLoopError,
+    WorkerDiedError,
+)
+from polyloop.offload import async_wrap, thread_pool, to_thread
+from polyloop.runtime import Runtime, ShutdownReport, Worker, current_runtime, run, spawn
+from polyloop.sync import CapacityLimiter
+from polyloop.tasks import TaskGroup, TaskHandle, gather
+
+__version__ = "0.1.0"
+
+__all__ = (
+    "BlockingCallError",
+    "CapacityLimiter",
+    "GilEnabledWarning",
+    "NoRuntimeError",
+    "PolyloopError",
+    "Runtime",
+    "RuntimeClosedError",
+    "ShutdownReport",
+    "TaskGroup",
+    "TaskHandle",
+    "UnreliableLoopError",
+    "Worker",
+    "WorkerDiedError",
+    "async_wrap",
+    "current_runtime",
+    "gather",
+    "run",
+    "spawn",
+    "thread_pool",
+    "to_thread",
+)

@@ -1,0 +1,104 @@
+"""Ending a loop: cancel what runs there, wait within a deadline, and name what would not stop.
+
+Everything here runs on the loop's own thread, except ``thread_stack``.
+"""
+
+import asyncio
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from polyloop._core import _prims
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Something that did not stop within the deadline of a shutdown.
+
+    Attributes:
+        kind: ``"task"`` for a coroutine that swallowed its cancellation, ``"thread"`` for a thread that never came back
+            to its loop.
+        name: The task's or thread's name.
+        where: Name of the worker.
+        stack: Its stack at that moment, outermost frame first, one ``file:line in function`` each.
+    """
+
+    kind: Literal["task", "thread"]
+    name: str
+    where: str
+    stack: tuple[str, ...]
+
+    def __str__(self) -> str:
+        frames = "".join(f"\n    {frame}" for frame in self.stack)
+        return f"{self.kind} {self.name!r} on {self.where}{frames}"
+
+
+async def cancel_all(loop: asyncio.AbstractEventLoop, deadline: float, ours: Iterable[Any]) -> "set[asyncio.Task[Any]]":
+    """Cancel every task of ``loop`` but the caller's, once each, and wait for them until ``deadline``.
+
+    Args:
+        ours: Tasks whose exceptions somebody else reports.
+    Returns:
+        The tasks that were not done at the deadline.
+    """
+    me = asyncio.current_task()
+    quiet = set(ours)
+    cancelled: set[asyncio.Task[Any]] = set()
+    while True:
+        tasks = {task for task in asyncio.all_tasks(loop) if task is not me}
+        if not tasks:
+            return tasks
+        for task in tasks - cancelled:
+            task.cancel()
+        cancelled |= tasks
+        done, _ = await asyncio.wait(tasks, timeout=max(0.0, deadline - _prims.monotonic()))
+        for task in done - quiet:
+            _report_error(loop, task)
+        if _prims.monotonic() >= deadline:
+            return {task for task in tasks if not task.done()}
+
+
+def _report_error(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[Any]") -> None:
+    if task.cancelled() or (exc := task.exception()) is None:
+        return
+    message = "unhandled exception during the shutdown of a polyloop runtime"
+    loop.call_exception_handler({"message": message, "exception": exc, "task": task})
+
+
+async def finish_loop(loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+    """Close async generators and the loop's own default executor, as ``asyncio.run`` does, but within ``deadline``."""
+    for step in (loop.shutdown_asyncgens, loop.shutdown_default_executor):
+        left = max(0.05, deadline - _prims.monotonic())
+        try:
+            await asyncio.wait_for(step(), left)
+        except (TimeoutError, NotImplementedError):
+            continue
+
+
+def stuck_task(task: "asyncio.Task[Any]", where: str) -> Stuck:
+    """Describe a task of this thread's loop that would not end."""
+    stack = tuple(_frame(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name) for frame in task.get_stack())
+    return Stuck("task", task.get_name(), where, stack)
+
+
+def stuck_thread(thread: Any, where: str) -> Stuck:
+    """Describe a thread that would not end. Any thread."""
+    return Stuck("thread", thread.name, where, thread_stack(thread.ident))
+
+
+def thread_stack(ident: int) -> tuple[str, ...]:
+    """The stack of another thread, best effort: it may move while it is read.
+
+    CPython stops the world to find the frame (``_PyThread_CurrentFrames``), not while it is walked, so this is for
+    threads that are stuck, not for sampling.
+    """
+    frame = sys._current_frames().get(ident)
+    if frame is None:
+        return ()
+    return tuple(_frame(entry.filename, entry.lineno or 0, entry.name) for entry in traceback.extract_stack(frame))
+
+
+def _frame(filename: str, line: int, function: str) -> str:
+    return f"{filename}:{line} in {function}"

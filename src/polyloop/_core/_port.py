@@ -1,0 +1,116 @@
+"""A port: how any thread reaches one loop, and what polyloop keeps running there.
+
+A ``Worker`` is the port of a loop that the runtime owns. A ``GuestPort`` is the port of a loop that somebody else
+runs: ``asyncio.run``, Jupyter, pytest, uvloop in its own thread. Handles, waiters and task groups know ports only.
+"""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from polyloop._core import _prims
+from polyloop._core._context import here
+from polyloop._core._mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from polyloop._core._handle import TaskHandle
+
+logger = logging.getLogger("polyloop")
+
+
+class Port:
+    """The way into one loop. ``post`` is for any thread, everything else for the loop's own thread.
+
+    Attributes:
+        name: Shown in logs, errors and ``repr``.
+        loop: The loop; used by other threads for nothing but its identity.
+        ident: Identity of the thread that runs the loop.
+        live: Handles of the tasks that run here and are not done. Owner thread only; it is also the strong
+            reference that keeps them alive.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.loop: asyncio.AbstractEventLoop
+        self.ident = 0
+        self.live: set[TaskHandle[Any]] = set()
+        self.mailbox = Mailbox(self._wake, self._report, self._late)
+        self.post = self.mailbox.post
+        # For callbacks of ours that need no variables: entered by this thread only. A shared one would raise
+        # "cannot enter context" when two threads enter it at once.
+        self.context = contextvars.Context()
+        self._plain_tasks = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    def is_current(self) -> bool:
+        """Whether the caller runs on this loop's thread."""
+        return self.ident == _prims.get_ident()
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take over ``loop``, on the thread that runs it."""
+        self.loop = loop
+        self.ident = _prims.get_ident()
+        # asyncio.Task may be called directly where the loop adds nothing of its own to it.
+        make = getattr(type(loop), "create_task", None)
+        self._plain_tasks = make is asyncio.BaseEventLoop.create_task
+        here.port = self
+
+    def new_task[T](
+        self, coro: Coroutine[Any, Any, T], name: str | None, context: contextvars.Context | None
+    ) -> "asyncio.Task[T]":
+        """Create a task on this loop, through its task factory if it has one. Owner thread."""
+        loop = self.loop
+        if self._plain_tasks and loop.get_task_factory() is None:
+            if loop.is_closed():
+                raise RuntimeError("Event loop is closed")
+            return asyncio.Task(coro, loop=loop, name=name, context=context)
+        if context is None:
+            return loop.create_task(coro, name=name)
+        return loop.create_task(coro, name=name, context=context)
+
+    def _wake(self) -> None:
+        """End the loop's sleep; the caller popped the mailbox's token. Any thread; must not raise."""
+        raise NotImplementedError
+
+    def _report(self, exc: BaseException, fn: Callable[..., object]) -> None:
+        message = f"polyloop: a callable posted to {self!r} raised"
+        self.loop.call_exception_handler({"message": message, "exception": exc, "callable": fn})
+
+    def _late(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        """A post that came after the loop ended. Nothing lives there that it could concern."""
+
+
+class GuestPort(Port):
+    """The port of a loop that polyloop does not own: one coalesced ``call_soon_threadsafe`` per batch."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(f"loop of thread {_prims.current_thread().name!r}")
+        self.bind(loop)
+        self.mailbox.tokens.append(None)  # a token stands for "no drain is scheduled"
+
+    def _wake(self) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self._drain, context=self.context)
+        except RuntimeError:  # the loop was closed by its owner: nobody there waits any more
+            self.mailbox.close()
+
+    def _drain(self) -> None:
+        self.mailbox.tokens.append(None)  # before the drain: a post from now on schedules the next one
+        self.mailbox.drain()
+
+
+def current_port() -> Port:
+    """The port of the loop that runs on the calling thread, made at the first call for a loop not of ours.
+
+    Raises:
+        RuntimeError: no loop runs on this thread (the error of ``asyncio.get_running_loop``).
+    """
+    loop = asyncio.get_running_loop()
+    port = here.port
+    if port is None or port.loop is not loop:
+        port = GuestPort(loop)
+    return port

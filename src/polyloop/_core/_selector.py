@@ -1,0 +1,157 @@
+"""The selector that knows when its loop sleeps.
+
+An asyncio loop calls ``select`` once per tick, so the selector sees every tick and every sleep without any hook into
+the loop. It owns the sleep protocol of the mailbox (see ``_mailbox``), the spin before a sleep, and the figures that
+follow from sleeps: utilisation and idleness. Everything here runs on the loop's own thread, except ``wake``.
+
+Why it cannot hang: a sleep is entered only after the token is in place and the mailbox was found empty after that, so
+every later post ends it. Spurious wake-ups are possible and harmless; a missing one is not possible.
+"""
+
+import selectors
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from polyloop._core import _prims
+from polyloop._core._mailbox import Mailbox
+from polyloop._core._spin import SpinPolicy, spin_permits
+from polyloop._core._waker import new_waker
+
+if TYPE_CHECKING:
+    type Events = list[tuple[selectors.SelectorKey, int]]
+
+#: Looks at the mailbox between two looks at the sockets while spinning: a look at a deque takes 0.1 us, a poll 0.5 us.
+_LOOKS_PER_POLL = 8
+
+#: How long ``close`` waits for a thread that is between taking the token and writing, in seconds.
+_LAST_WAKE_TIMEOUT = 1.0
+
+
+class Tenant(Protocol):
+    """What the selector serves: the loop's mailbox, its tasks that have not started, and its idle moments."""
+
+    mailbox: Mailbox
+    unstarted: deque[object]
+
+    def serve(self) -> None:
+        """Run what was posted and start tasks. Loop thread."""
+        ...
+
+    def on_idle(self) -> bool:
+        """Called when the loop has nothing to do, before it sleeps; return whether that found work. Loop thread."""
+        ...
+
+
+class WorkerSelector(selectors.DefaultSelector):
+    """A selector that serves a mailbox between polls.
+
+    Args:
+        spin: The policy for spinning before a sleep.
+    """
+
+    def __init__(self, spin: SpinPolicy) -> None:
+        super().__init__()
+        self._spin_policy = spin
+        self._waker = new_waker()
+        # (None, None) is what asyncio reads as "no reader, no writer": it ignores the event of this descriptor.
+        self._waker_key = self.register(self._waker.fileno(), selectors.EVENT_READ, (None, None))
+        self._wakes_owed = 0  # tokens that a poster took and whose wake has not been drained yet
+        self._tenant: Tenant
+        self._items: deque[object]
+        self._unstarted: deque[object]
+        self._tokens: deque[None]
+        self.slept_ns = 0  # written by the loop thread, read by anyone
+        self.sleeps = 0
+
+    def attach(self, tenant: Tenant) -> None:
+        """Set what this selector serves; once, before the loop runs."""
+        self._tenant = tenant
+        self._items = tenant.mailbox.items  # type: ignore[assignment]
+        self._tokens = tenant.mailbox.tokens
+        self._unstarted = tenant.unstarted
+
+    def wake(self) -> None:
+        """End the sleep. Called by whoever popped the token, from any thread."""
+        self._waker.wake()
+
+    def select(self, timeout: float | None = None) -> "Events":
+        """Serve the mailbox, then poll; sleep for at most ``timeout`` seconds if there is nothing to do."""
+        if self._items or self._unstarted:
+            self._tenant.serve()
+            return super().select(0)
+        if timeout is not None and timeout <= 0:
+            return super().select(0)
+        if self._tenant.on_idle():
+            return super().select(0)
+        events = self._spin(timeout)
+        return self._sleep(timeout) if events is None else events
+
+    def _spin(self, timeout: float | None) -> "Events | None":
+        """Look for work for a while; ``None`` says that there was none (or that spinning does not pay now)."""
+        policy = self._spin_policy
+        spin_ns = policy.spin_ns and policy.next_spin_ns()
+        if not spin_ns:
+            return None
+        try:
+            spin_permits.pop()
+        except IndexError:
+            return None
+        try:
+            return self._spin_for(spin_ns if timeout is None else min(spin_ns, int(timeout * 1e9)))
+        finally:
+            spin_permits.append(None)
+
+    def _spin_for(self, spin_ns: int) -> "Events | None":
+        clock = _prims.monotonic_ns
+        items, unstarted = self._items, self._unstarted
+        began = now = clock()
+        while now - began < spin_ns:
+            for _ in range(_LOOKS_PER_POLL):
+                if items or unstarted:
+                    self._spin_policy.hit()
+                    self._tenant.serve()
+                    return super().select(0)
+            events = super().select(0)
+            if events:
+                self._spin_policy.hit()
+                return events
+            now = clock()
+        self._spin_policy.miss(now - began)
+        return None
+
+    def _sleep(self, timeout: float | None) -> "Events":
+        self._tokens.append(None)  # announce the sleep, then look a last time: see _mailbox
+        if self._items or self._unstarted:
+            self._retract()
+            self._tenant.serve()
+            return super().select(0)
+        began = _prims.monotonic_ns()
+        events = super().select(timeout)
+        slept_ns = _prims.monotonic_ns() - began
+        self.sleeps += 1
+        self.slept_ns += slept_ns
+        self._retract()
+        if self._items or self._unstarted:
+            self._spin_policy.woken(slept_ns)
+            self._tenant.serve()
+        for key, _ in events:
+            if key is self._waker_key:
+                self._wakes_owed = max(0, self._wakes_owed - self._waker.drain())
+        return events
+
+    def _retract(self) -> None:
+        """Take the token back; if a poster has it, that poster's wake is still owed."""
+        try:
+            self._tokens.pop()
+        except IndexError:
+            self._wakes_owed += 1
+
+    def close(self) -> None:
+        """Close, once no thread can still write to the waker. Loop thread, after the mailbox was closed."""
+        deadline = _prims.monotonic() + _LAST_WAKE_TIMEOUT
+        while self._wakes_owed > 0 and _prims.monotonic() < deadline:
+            super().select(0.01)
+            self._wakes_owed -= self._waker.drain()
+        if self._wakes_owed <= 0:
+            self._waker.close()  # else leak it: a thread was stopped between taking the token and its write
+        super().close()

@@ -1,0 +1,315 @@
+"""A worker: one thread that owns one loop for the life of the runtime.
+
+Work reaches a worker in two queues. ``mailbox`` holds what must run here: wake-ups, cancellations, tasks that were
+placed here by name or key. ``unstarted`` holds tasks that any worker may start; their owner takes them from the left,
+and so does a thief, so the one that has waited longest starts first. A deque's ``popleft`` is atomic, so a task is
+started by exactly one worker.
+
+A worker ends in one of two ways. ``wind_down`` (shutdown) cancels what runs, waits for it within a deadline and stops
+the loop. Death is everything else that ends ``run_forever``: user code stopped the loop, or the loop itself raised.
+Either way ``_bury`` completes every handle that is left, so nobody waits for a task of a loop that is gone.
+"""
+
+import asyncio
+import contextlib
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from polyloop._core import _prims
+from polyloop._core._completion import Completion
+from polyloop._core._ending import Stuck, cancel_all, finish_loop, stuck_task
+from polyloop._core._errors import RuntimeClosedError, WorkerDiedError
+from polyloop._core._handle import TaskHandle
+from polyloop._core._loop import WorkerLoop
+from polyloop._core._port import Port, logger
+from polyloop._core._selector import WorkerSelector
+from polyloop._core._spin import SpinPolicy
+from polyloop._core._steal import StartBudget, steal_count
+
+#: Sleeping peers that a busy worker looks for when a task arrives; bounds the cost of a spawn on many workers.
+_THIEVES_ASKED = 8
+
+#: Seconds that the tasks of a loop that died get to clean up.
+_DEATH_TIMEOUT = 1.0
+
+type LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+class Worker(Port):
+    """One thread with one event loop.
+
+    Attributes:
+        index: Position in ``Runtime.workers``.
+        ended: Done when the loop is closed and the thread is about to end.
+        stealing: Whether idle workers take unstarted tasks from each other.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        *,
+        spin_ns: int = 0,
+        stealing: bool = False,
+        loop_factory: LoopFactory | None = None,
+        debug: bool | None = None,
+    ) -> None:
+        self.unstarted: deque[TaskHandle[Any]] = deque()  # appended by any thread, popped by any worker
+        super().__init__(name)
+        self.index = index
+        self.ended = Completion[None]()
+        self.ready = Completion[None]()
+        self.stealing = stealing
+        self.thread: _prims.Thread | None = None
+        self.peers: Sequence[Worker] = ()  # all workers of the runtime; set before the loop runs
+        self.runtime: object = None  # set by the runtime that made it
+        self.adopt: Callable[[TaskHandle[Any]], bool] | None = None  # takes waiting tasks of a worker that died
+        self.on_fatal: Callable[[BaseException], object] | None = None  # takes SystemExit and KeyboardInterrupt
+        self.selector: WorkerSelector | None = None  # None for a foreign loop
+        self.stuck: list[Stuck] = []  # what would not end; written by the loop's thread
+        self.stolen = 0  # tasks taken from peers; written by the loop's thread
+        self._loop_factory = loop_factory
+        self._spin_ns = spin_ns
+        self._debug = debug
+        self._budget = StartBudget()
+        self._refusal: BaseException | None = None  # why nothing starts here any more; set before the last sweep
+        self._stopping = False  # the loop may end; owner thread only
+        self._winding: asyncio.Task[None] | None = None
+        self._next_victim = 0
+
+    @property
+    def load(self) -> int:
+        """Tasks that run or wait here. Any thread; a snapshot."""
+        return len(self.live) + len(self.unstarted)
+
+    @property
+    def alive(self) -> bool:
+        """Whether tasks may still be placed here. Any thread."""
+        return self._refusal is None
+
+    # Admission: any thread
+
+    def admit(self, handle: TaskHandle[Any], stealable: bool) -> None:
+        """Queue a handle to be started here (or, if stealable, by whoever is idle). Any thread."""
+        handle._port = self
+        if not stealable:
+            self.mailbox.post(self._start_posted, handle)
+            return
+        self.unstarted.append(handle)
+        if not (self.mailbox.tokens and self.mailbox.signal()):
+            self._call_a_thief()
+        if self._refusal is not None:  # read after the append, and set before the last sweep: see Mailbox.close
+            self._refuse_unstarted()
+
+    def _call_a_thief(self) -> None:
+        """This worker is awake, so perhaps busy: wake one that sleeps, which takes the task if it still waits."""
+        peers = self.peers
+        if not self.stealing or len(peers) < 2:
+            return
+        for step in range(1, min(len(peers), _THIEVES_ASKED + 1)):
+            mailbox = peers[(self.index + step) % len(peers)].mailbox
+            if mailbox.tokens and mailbox.signal():
+                return
+
+    # Serving: the loop's thread
+
+    def _start_posted(self, handle: TaskHandle[Any]) -> None:
+        if self._refusal is not None:
+            handle._refuse(self._refusal)
+        else:
+            handle._start(self)
+
+    def serve(self) -> None:
+        """Run what was posted and start waiting tasks. Called by the selector at each tick."""
+        self.mailbox.drain()
+        waiting = self.unstarted
+        if waiting:
+            count = self._budget.allow(len(waiting), _prims.monotonic_ns()) if self.stealing else len(waiting)
+            for _ in range(count):
+                try:
+                    handle = waiting.popleft()
+                except IndexError:  # a thief was faster
+                    return
+                handle._start(self)
+
+    def on_idle(self) -> bool:
+        """Nothing to do here: take waiting tasks from a peer. Called by the selector before a sleep."""
+        if not self.stealing or self._refusal is not None:
+            return False
+        peers = self.peers
+        first = self._next_victim
+        for step in range(len(peers)):
+            victim = peers[(first + step) % len(peers)]
+            if victim.unstarted and victim is not self and self._take_from(victim):
+                self._next_victim = victim.index
+                self.serve()
+                return True
+        return False
+
+    def _take_from(self, victim: "Worker") -> int:
+        taken = 0
+        for _ in range(steal_count(len(victim.unstarted))):
+            try:
+                handle = victim.unstarted.popleft()
+            except IndexError:
+                break
+            handle._port = self
+            self.unstarted.append(handle)
+            taken += 1
+        self.stolen += taken
+        return taken
+
+    # A foreign loop has no selector of ours: posts reach it by one call_soon_threadsafe a batch
+
+    def _wake(self) -> None:
+        if self.selector is not None:
+            self.selector.wake()
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed: bury() sweeps the mailbox
+            self.loop.call_soon_threadsafe(self._serve_foreign, context=self.context)
+
+    def _serve_foreign(self) -> None:
+        self.mailbox.tokens.append(None)  # before the drain: a post from now on schedules the next one
+        self.serve()
+        if self.unstarted or self.on_idle():
+            self.mailbox.signal()
+
+    # Life: the worker's own thread
+
+    def start_thread(self) -> None:
+        """Start the thread; ``ready`` is done when its loop runs, or failed if it could not be made."""
+        self.thread = _prims.start_thread(self._main, self.name)
+
+    def new_loop(self) -> asyncio.AbstractEventLoop:
+        """Make this worker's loop and take it over, on the thread that will run it."""
+        loop = self._new_loop()
+        self.bind(loop)
+        if self._debug is not None:
+            loop.set_debug(self._debug)
+        if self.selector is None:
+            self.mailbox.tokens.append(None)  # a token stands for "no drain is scheduled"
+        return loop
+
+    def _new_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop_factory is not None:
+            return self._loop_factory()
+        if sys.platform == "win32":  # pragma: no cover - the proactor has no selector: served like a foreign loop
+            return asyncio.ProactorEventLoop()
+        self.selector = WorkerSelector(SpinPolicy(self._spin_ns))
+        self.selector.attach(self)
+        return WorkerLoop(self.selector)
+
+    def _main(self) -> None:
+        try:
+            loop = self.new_loop()
+        except BaseException as exc:
+            self._refusal = exc
+            self.ready._complete(None, exc)
+            self.ended._complete(None)
+            return
+        try:
+            loop.call_soon(self.ready._complete, None)
+            self._run_until_stopped(loop)
+        finally:
+            self.bury()
+            self.ended._complete(None)
+
+    def _run_until_stopped(self, loop: asyncio.AbstractEventLoop) -> None:
+        while not self._stopping:
+            reason = "its loop was stopped from inside"
+            try:
+                loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as exc:
+                # asyncio lets these two out of run_forever; the loop itself is whole and goes on.
+                if self.on_fatal is not None:
+                    self.on_fatal(exc)
+                continue
+            except BaseException as exc:
+                reason = f"its loop failed with {exc!r}"
+                logger.critical("polyloop: %r died: %s", self, reason, exc_info=exc)
+            if not self._stopping:
+                self._die(loop, reason)
+
+    def _die(self, loop: asyncio.AbstractEventLoop, reason: str) -> None:
+        """The loop ended on its own: complete what it owned, then let its tasks clean up for a moment."""
+        self._stopping = True
+        logger.error("polyloop: %r died: %s", self, reason)
+        self.close_doors(WorkerDiedError(f"{self!r} died: {reason}"))
+        self.forsake()
+        with contextlib.suppress(BaseException):
+            loop.run_until_complete(cancel_all(loop, _prims.monotonic() + _DEATH_TIMEOUT, ()))
+
+    def close_doors(self, refusal: BaseException) -> None:
+        """Start nothing from now on; what waits is refused, or handed over if this worker died. Loop thread."""
+        if self._refusal is None:
+            self._refusal = refusal
+        self._refuse_unstarted()
+
+    def _refuse_unstarted(self) -> None:
+        """Pass on what will not be started here. Any thread that finds the doors closed."""
+        refusal = self._refusal
+        assert refusal is not None
+        while True:
+            try:
+                handle = self.unstarted.popleft()
+            except IndexError:
+                return
+            if self.adopt is None or not isinstance(refusal, WorkerDiedError) or not self.adopt(handle):
+                handle._refuse(refusal)
+
+    def _late(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        if fn == self._start_posted:
+            args[0]._refuse(self._refusal)
+
+    def begin_wind_down(self, refusal: BaseException, deadline: float) -> None:
+        """Wind down and stop the loop. Posted by whoever closes the runtime; runs on the loop."""
+        self._winding = self.loop.create_task(self._wind_down_and_stop(refusal, deadline))
+
+    async def _wind_down_and_stop(self, refusal: BaseException, deadline: float) -> None:
+        try:
+            await self.wind_down(refusal, deadline)
+        finally:
+            self._stopping = True
+            self.loop.stop()
+
+    async def wind_down(self, refusal: BaseException, deadline: float) -> None:
+        """Refuse what waits, cancel what runs, close what asyncio closes; name in ``stuck`` what would not end."""
+        self.close_doors(refusal)
+        ours = [handle._task for handle in self.live]
+        pending = await cancel_all(self.loop, deadline, ours)
+        self.stuck.extend(stuck_task(task, self.name) for task in pending)
+        await finish_loop(self.loop, deadline)
+
+    def forsake(self) -> None:
+        """Complete every handle that runs here with the refusal. Any thread, once the loop will not do it."""
+        refusal = self._refusal
+        assert refusal is not None
+        while True:
+            try:
+                handle = self.live.pop()  # atomic: whoever takes a handle out of live completes it
+            except KeyError:
+                return
+            if self.is_current():
+                handle._task = None  # dropped on its own thread
+            handle._fail(refusal)
+
+    def bury(self) -> None:
+        """The loop will not run again: close it and complete what is left. The loop's thread."""
+        if not self.loop.is_closed():
+            self.loop.close()
+        self.leave_behind(RuntimeClosedError(f"{self!r} has ended"))
+
+    def leave_behind(self, refusal: BaseException) -> None:
+        """Complete every handle that this worker still owns, and refuse what comes. Any thread, once the loop is lost."""
+        self.close_doors(refusal)
+        self.forsake()
+        self.mailbox.close()
+
+    def forked(self, refusal: BaseException) -> None:
+        """In a forked child, where this worker's thread does not exist: complete its handles, wake nobody."""
+        # The waker's descriptor is shared with the parent: without a token nobody writes to it.
+        self.mailbox.tokens.clear()
+        self._refusal = refusal
+        self.leave_behind(refusal)

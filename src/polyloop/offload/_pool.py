@@ -1,0 +1,245 @@
+"""The process-wide pool of threads for sync code: elastic, bounded, shared by all loops.
+
+States of a thread: *running* a call, *idle* (listed in ``_idle``, first spinning, then parked), *retired*. A call goes to
+the idle thread that was used last, else to a new thread, else into ``_backlog``.
+
+Who takes a thread out of ``_idle`` decides what it does next: a caller that pops it gives it a call, the thread itself
+removes itself to retire or to serve the backlog. Both are atomic operations of one deque.
+
+Why no call waits beside an idle thread: a caller that found no thread appends to the backlog and *then* looks at ``_idle``
+again; a thread appends itself to ``_idle`` and *then* looks at the backlog. One of the two sees the other.
+
+Why a limit of two uses two threads: a thread lists itself as idle *before* it announces its result, so whoever starts the
+next call on hearing of it finds that same thread.
+"""
+
+import os
+from collections import deque
+from typing import Protocol
+
+from polyloop._core import _prims
+from polyloop._core._spin import SpinPolicy, spin_ns_for, spin_permits
+
+#: Seconds that a thread stays idle before it ends. Tokio's blocking threads keep the same.
+IDLE_TIMEOUT = 10.0
+
+#: Looks at the inbox between two looks at the clock while spinning.
+_LOOKS = 16
+
+
+def default_max_threads() -> int:
+    """Most threads of the pool. asyncio has min(32, cores + 4) for each loop; this is one bound for all. A guess."""
+    return 32 + 16 * _prims.usable_cores()
+
+
+class Job(Protocol):
+    """A call to run on a thread of the pool. Neither method may raise."""
+
+    def execute(self) -> None:
+        """Run the call and keep its outcome."""
+        ...
+
+    def announce(self) -> None:
+        """Publish the outcome. The thread may be given its next job before this returns."""
+        ...
+
+
+class ThreadPool:
+    """Threads that run jobs. Any thread may submit."""
+
+    def __init__(self, max_threads: int | None = None, idle_timeout: float = IDLE_TIMEOUT) -> None:
+        self.max_threads = default_max_threads() if max_threads is None else max_threads
+        self.idle_timeout = idle_timeout
+        self._lock = _prims.Lock()  # guards _count, _peak and _started
+        self._count = 0
+        self._peak = 0
+        self._started = 0
+        self._idle: deque[_PoolThread] = deque()  # the last used at the right
+        self._backlog: deque[Job] = deque()
+
+    def submit(self, job: Job) -> None:
+        """Run ``job`` on a thread, now or when one is free. Any thread; never blocks."""
+        try:
+            thread = self._idle.pop()
+        except IndexError:
+            self._start_or_queue(job)
+        else:
+            thread.give(job)
+
+    def withdraw(self, job: Job) -> bool:
+        """Take a job back that no thread has taken yet; ``False`` if one has."""
+        try:
+            self._backlog.remove(job)
+        except ValueError:
+            return False
+        return True
+
+    @property
+    def threads(self) -> int:
+        """Threads that exist now."""
+        return self._count
+
+    @property
+    def idle(self) -> int:
+        """Threads that wait for a call."""
+        return len(self._idle)
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a thread."""
+        return len(self._backlog)
+
+    @property
+    def peak(self) -> int:
+        """Most threads that existed at once."""
+        return self._peak
+
+    def _start_or_queue(self, job: Job) -> None:
+        with self._lock:
+            room = self._count < self.max_threads
+            if room:
+                self._count += 1
+                self._started += 1
+                self._peak = max(self._peak, self._count)
+                number = self._started
+        if room:
+            self._start(number, job)
+            return
+        self._backlog.append(job)
+        self._serve_backlog()
+
+    def _start(self, number: int, job: Job) -> None:
+        thread = _PoolThread(self)
+        thread.give(job)
+        try:
+            _prims.start_thread(thread.run, f"polyloop-thread-{number}")
+        except BaseException:
+            self._retired()
+            raise
+
+    def _serve_backlog(self) -> None:
+        """Bring queued jobs and idle threads together. Any thread that has just added one of the two."""
+        while self._backlog:
+            try:
+                thread = self._idle.pop()
+            except IndexError:
+                return
+            try:
+                thread.give(self._backlog.popleft())
+            except IndexError:  # another thread took the last job: this one is idle again
+                self._idle.append(thread)
+
+    def _retired(self) -> None:
+        with self._lock:
+            self._count -= 1
+
+
+class _PoolThread:
+    """One thread. ``give`` is for whoever popped it from the idle list, everything else for itself."""
+
+    __slots__ = ("_inbox", "_pool", "_signal", "_spin", "_tokens")
+
+    def __init__(self, pool: ThreadPool) -> None:
+        self._pool = pool
+        self._inbox: deque[Job] = deque()
+        self._tokens: deque[None] = deque()  # holds one while this thread is parked
+        self._signal = _prims.Lock()  # released by whoever pops the token
+        self._signal.acquire()
+        self._spin = SpinPolicy(spin_ns_for(None))
+
+    def give(self, job: Job) -> None:
+        self._inbox.append(job)
+        if self._tokens:
+            try:
+                self._tokens.pop()  # atomic: one token has one popper
+            except IndexError:
+                return
+            self._signal.release()
+
+    def run(self) -> None:
+        pool, inbox = self._pool, self._inbox
+        try:
+            while True:
+                job = inbox.popleft()
+                job.execute()
+                pool._idle.append(self)  # before the result is known: see the module's theory
+                job.announce()
+                del job  # an idle thread keeps nobody's arguments alive
+                pool._serve_backlog()
+                if not self._wait():
+                    return
+        finally:
+            pool._retired()
+
+    def _wait(self) -> bool:
+        """Wait for the next job; ``False`` says that none came and that nobody can give one any more."""
+        while not self._inbox and not self._spin_a_while() and not self._park():
+            try:
+                self._pool._idle.remove(self)
+            except ValueError:
+                continue  # popped a moment ago: a job is on its way
+            return False
+        return True
+
+    def _spin_a_while(self) -> bool:
+        policy = self._spin
+        spin_ns = policy.spin_ns and policy.next_spin_ns()
+        if not spin_ns:
+            return False
+        try:
+            spin_permits.pop()
+        except IndexError:
+            return False
+        try:
+            return self._spin_for(spin_ns)
+        finally:
+            spin_permits.append(None)
+
+    def _spin_for(self, spin_ns: int) -> bool:
+        clock, inbox = _prims.monotonic_ns, self._inbox
+        began = now = clock()
+        while now - began < spin_ns:
+            for _ in range(_LOOKS):
+                if inbox:
+                    self._spin.hit()
+                    return True
+            now = clock()
+        self._spin.miss(now - began)
+        return False
+
+    def _park(self) -> bool:
+        """Sleep until a job comes or the idle time is over; say whether there is a job."""
+        self._tokens.append(None)  # announce the sleep, then look a last time: the order of _core._mailbox
+        began = _prims.monotonic_ns()
+        if self._inbox or not self._signal.acquire(timeout=self._pool.idle_timeout):
+            try:
+                self._tokens.pop()
+            except IndexError:
+                self._signal.acquire()  # whoever has the token is about to release
+        self._spin.woken(_prims.monotonic_ns() - began)
+        return bool(self._inbox)
+
+
+class _Shared:
+    """Holds the pool of this process; a forked child gets a new one, since the threads stay behind."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPool()
+
+    def reset(self) -> None:
+        self.pool = ThreadPool(self.pool.max_threads, self.pool.idle_timeout)
+
+
+shared = _Shared()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=shared.reset)
+
+
+def thread_pool() -> ThreadPool:
+    """The process-wide pool that ``to_thread`` and ``async_wrap`` use.
+
+    Its ``threads``, ``idle``, ``queued`` and ``peak`` say how it is used; ``max_threads`` and ``idle_timeout`` may be set.
+
+    .. versionadded:: 0.1
+    """
+    return shared.pool

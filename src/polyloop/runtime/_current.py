@@ -1,0 +1,59 @@
+"""Which runtime a caller means that names none."""
+
+from collections.abc import Callable, Coroutine, Hashable
+from typing import Any
+
+from polyloop._core._context import here
+from polyloop._core._errors import NoRuntimeError
+from polyloop._core._handle import TaskHandle
+from polyloop._core._worker import Worker
+from polyloop.runtime._runtime import On, Runtime, open_lock, open_runtimes
+
+
+def find_runtime() -> Runtime | None:
+    """The runtime of the calling thread, or ``None``; see ``current_runtime``."""
+    for port in (here.port, here.call_port):
+        if isinstance(port, Worker) and isinstance(port.runtime, Runtime):
+            return port.runtime
+    with open_lock:
+        running = list(open_runtimes)
+    return running[0] if len(running) == 1 else None
+
+
+def current_runtime() -> Runtime:
+    """The runtime that the caller belongs to.
+
+    On a worker's thread: the worker's. In a call offloaded by ``to_thread``: that of the task that made the call.
+    On any other thread: the only one that is running.
+
+    Raises:
+        NoRuntimeError: no runtime is running, or several are and the thread belongs to none of them.
+    Thread safety: any thread.
+
+    .. versionadded:: 0.1
+    """
+    runtime = find_runtime()
+    if runtime is not None:
+        return runtime
+    with open_lock:
+        running = len(open_runtimes)
+    if running:
+        raise NoRuntimeError(f"{running} runtimes are running and this thread belongs to none; call the one you mean")
+    raise NoRuntimeError("no runtime is running; use polyloop.run(main()) or 'with polyloop.Runtime() as rt:'")
+
+
+def spawn[*Ts, T](
+    fn: Callable[[*Ts], Coroutine[Any, Any, T]],
+    *args: *Ts,
+    on: On | None = None,
+    key: Hashable | None = None,
+    name: str | None = None,
+) -> TaskHandle[T]:
+    """Start ``fn(*args)`` on one of the current runtime's loops; see ``Runtime.spawn``.
+
+    Raises:
+        NoRuntimeError: there is no current runtime.
+
+    .. versionadded:: 0.1
+    """
+    return current_runtime().spawn(fn, *args, on=on, key=key, name=name)

@@ -1,0 +1,467 @@
+"""The runtime: N workers that behave like one event loop.
+
+Owned here: the workers, the placement of tasks, and the order of start and shutdown. A runtime goes through its states
+once, ``new -> running -> closing -> closed``, under ``_lock``, which guards ``_state`` and nothing else.
+
+Two ways to run one. ``polyloop.run`` makes the calling thread worker 0 (module ``_run``). ``with Runtime()`` starts all
+workers in threads and leaves the caller free: for sync code, notebooks and tests.
+
+Why closing cannot hang: each worker gets the same deadline, and cancels, waits and stops on its own; the closer waits
+for all of them until a little later, completes the handles of those that did not come back, names them in the report
+and leaves their (daemon) threads behind.
+"""
+
+import asyncio
+import contextvars
+import weakref
+from collections.abc import Callable, Coroutine, Hashable
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from polyloop._core import _prims
+from polyloop._core._completion import Completion, all_done
+from polyloop._core._context import here, runs_a_loop
+from polyloop._core._ending import Stuck, stuck_thread
+from polyloop._core._errors import RuntimeClosedError, WorkerDiedError
+from polyloop._core._gilwatch import gil_watch
+from polyloop._core._handle import TaskHandle
+from polyloop._core._parking import ThreadWaiter, refuse_on_loop_thread
+from polyloop._core._port import current_port, logger
+from polyloop._core._selftest import check_wakeups
+from polyloop._core._spin import spin_ns_for
+from polyloop._core._worker import LoopFactory, Worker
+from polyloop.runtime._placement import Here, Placement, PlacementName, by_key, policy_named
+from polyloop.runtime._report import ShutdownReport
+
+#: Seconds that a shutdown waits for tasks to end, unless the caller says otherwise.
+SHUTDOWN_TIMEOUT = 10.0
+
+#: Seconds beyond the deadline for a worker to stop its loop and leave.
+_GRACE = 1.0
+
+type On = PlacementName | Placement | Worker
+type State = Literal["new", "running", "closing", "closed"]
+
+#: Runtimes that run, for the exit hook, the fork hook and ``current_runtime`` on plain threads.
+open_runtimes: "weakref.WeakSet[Runtime]" = weakref.WeakSet()
+open_lock = _prims.Lock()  # guards open_runtimes
+
+
+class Runtime:
+    """A pool of event loops, one per thread, that behaves like one runtime.
+
+    Use it as a context manager: ``with`` on a plain thread, ``async with`` on a thread that runs a loop of its own::
+
+        with polyloop.Runtime(loops=4) as rt:
+            handle = rt.spawn(fetch, url)
+            print(handle.result(timeout=5))
+
+    Leaving the block cancels what still runs, as ``asyncio.run`` does, waits for it up to ``shutdown_timeout`` and logs
+    what would not stop.
+
+    Args:
+        loops: Number of workers; by default one per usable core on a free-threaded interpreter, and 1 with the GIL.
+        loop_factory: Makes each worker's loop, called on that worker's thread. By default polyloop's own, which wakes
+            faster than any other. Any other loop is tried once for lost wake-ups, and refused if it loses one.
+        placement: Where tasks go that say nothing themselves: ``"least_loaded"``, ``"round_robin"``, ``"here"``, or an
+            object with a ``choose`` method (see ``Placement``).
+        steal: Whether an idle worker may take tasks that have not started from a busy one.
+        spin: How long an idle worker looks for work before it sleeps: seconds, ``True`` or ``False``. By default 50 us
+            on a free-threaded interpreter with more than one core, adapted to how often it pays; off with the GIL.
+        debug: asyncio's debug mode for every loop; by default as ``PYTHONASYNCIODEBUG`` says.
+        name: Prefix of the workers' thread names.
+        shutdown_timeout: Seconds that leaving the block waits for tasks to end.
+    Raises:
+        ValueError: ``loops`` is below 1, or ``placement`` or ``spin`` is out of range.
+    Thread safety: ``spawn``, ``run``, ``close`` and the attributes may be used from any thread.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(
+        self,
+        *,
+        loops: int | None = None,
+        loop_factory: LoopFactory | None = None,
+        placement: PlacementName | Placement = "least_loaded",
+        steal: bool = True,
+        spin: bool | float | None = None,
+        debug: bool | None = None,
+        name: str = "polyloop",
+        shutdown_timeout: float = SHUTDOWN_TIMEOUT,
+    ) -> None:
+        count = default_loops() if loops is None else loops
+        if count < 1:
+            raise ValueError(f"a runtime needs at least one loop, got loops={loops!r}")
+        self.name = name
+        self._policy: Placement = policy_named(placement) if isinstance(placement, str) else placement
+        self._policies: dict[str, Placement] = {}
+        self._loop_factory = loop_factory
+        self._shutdown_timeout = shutdown_timeout
+        self._lock = _prims.Lock()
+        self._state: State = "new"
+        self._closed = Completion[ShutdownReport]()
+        spin_ns = spin_ns_for(spin)
+        stealing = steal and count > 1
+        self._workers = tuple(
+            Worker(
+                f"{name}-{index}", index, spin_ns=spin_ns, stealing=stealing, loop_factory=loop_factory, debug=debug
+            )
+            for index in range(count)
+        )
+        self._open = self._workers  # workers that take tasks; replaced as a whole when one dies
+        for worker in self._workers:
+            worker.peers = self._workers
+            worker.runtime = self
+            worker.adopt = self._adopt
+
+    def __repr__(self) -> str:
+        return f"<Runtime {self.name!r} {self._state} loops={len(self._workers)}>"
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """The workers, in the order of their index; also those that died."""
+        return self._workers
+
+    # Work
+
+    def spawn[*Ts, T](
+        self,
+        fn: Callable[[*Ts], Coroutine[Any, Any, T]],
+        *args: *Ts,
+        on: On | None = None,
+        key: Hashable | None = None,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> TaskHandle[T]:
+        """Start ``fn(*args)`` on one of the loops and return without waiting for it.
+
+        Args:
+            on: Where to run it: a placement by name, a ``Worker``, or a policy object; the runtime's by default.
+            key: Tasks of one key run on the same worker, whichever it is; instead of ``on``.
+            name: Label in logs and reports; the qualified name of ``fn`` by default.
+            context: The context to run in; a copy of the caller's by default.
+        Returns:
+            A handle; awaiting it, on any loop, gives the result or raises what ``fn`` raised.
+        Raises:
+            RuntimeClosedError: the runtime is not running; ``fn`` was not called.
+            TypeError: ``fn`` is not an async function.
+            ValueError: ``on`` names no placement, or both ``on`` and ``key`` are given.
+        Cancellation: cancelling the caller later leaves the task running; closing the runtime cancels it.
+        Thread safety: any thread, with or without a loop. Tasks that one thread puts on the same worker by ``on`` or
+        ``key`` start in the order of the calls.
+
+        .. versionadded:: 0.1
+        """
+        if self._state != "running":
+            raise self._closed_error(getattr(fn, "__qualname__", repr(fn)))
+        coro = fn(*args)
+        if not asyncio.iscoroutine(coro):
+            raise TypeError(f"spawn() needs an async function, and {fn!r} returned {coro!r}; use to_thread() for it")
+        return self.submit(coro, on=on, key=key, name=name, context=context)
+
+    def submit[T](
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        on: On | None = None,
+        key: Hashable | None = None,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> TaskHandle[T]:
+        """``spawn`` for a coroutine that exists already; it is closed if the runtime refuses it."""
+        handle = TaskHandle(coro, name, context)
+        self.place(handle, on, key)
+        return handle
+
+    def place(self, handle: TaskHandle[Any], on: On | None = None, key: Hashable | None = None) -> None:
+        """Start a new handle, here or elsewhere; its coroutine is closed if that is refused. Any thread."""
+        port = here.port
+        mine = port if isinstance(port, Worker) and port.runtime is self else None
+        try:
+            if self._state != "running":
+                raise self._closed_error(handle.name)
+            worker, stealable = self._place(on, key, mine)
+        except BaseException:
+            handle._drop()
+            raise
+        if worker is mine and not (stealable and worker.stealing):
+            handle._start(worker)  # refused by a loop that is closed, as asyncio's create_task would
+            return
+        if worker is None:
+            handle._start(current_port())
+            return
+        if handle._context is None:
+            handle._context = contextvars.copy_context()
+        worker.admit(handle, stealable)
+
+    def _place(self, on: On | None, key: Hashable | None, mine: Worker | None) -> tuple[Worker | None, bool]:
+        """The worker for a new task (``None`` for the caller's own foreign loop), and whether it may be stolen."""
+        if on == "here" and mine is None and runs_a_loop():
+            return None, False
+        if isinstance(on, Worker):
+            if on.runtime is not self:
+                raise ValueError(f"{on!r} is no worker of {self!r}; use one of its .workers")
+            return on, False
+        workers = self._open
+        if len(workers) != 1 and not all([worker.alive for worker in workers]):
+            workers = self._open = tuple(worker for worker in self._workers if worker.alive)
+        if not workers:
+            raise WorkerDiedError(f"every worker of {self!r} has died; see the log for why, and start a new Runtime")
+        if key is not None:
+            if on is not None:
+                raise ValueError(f"both on={on!r} and key={key!r} say where to run; give one")
+            return by_key(key, workers), False
+        policy = self._policy if on is None else self._policy_for(on)
+        return policy.choose(workers, mine), not isinstance(policy, Here)
+
+    def _policy_for(self, on: PlacementName | Placement) -> Placement:
+        if not isinstance(on, str):
+            return on
+        policy = self._policies.get(on)
+        if policy is None:
+            policy = self._policies.setdefault(on, policy_named(on))
+        return policy
+
+    def _adopt(self, handle: TaskHandle[Any]) -> bool:
+        """Find another worker for a task that waited on one that died."""
+        try:
+            worker, _ = self._place("least_loaded", None, None)
+        except WorkerDiedError:
+            return False
+        assert worker is not None
+        worker.admit(handle, True)
+        return True
+
+    def _closed_error(self, what: str) -> RuntimeClosedError:
+        advice = "spawn inside its 'with' block" if self._state == "new" else "start a new Runtime"
+        return RuntimeClosedError(f"cannot start {what}: {self!r} is not running; {advice}")
+
+    def run[T](self, main: Coroutine[Any, Any, T]) -> T:
+        """Run ``main`` on one of the loops and wait for its result, on a plain thread.
+
+        Raises:
+            BlockingCallError: this thread runs a loop; await ``spawn`` there.
+            RuntimeClosedError: the runtime is not running.
+            BaseException: what ``main`` raised.
+        Cancellation: Ctrl-C cancels ``main``, waits for it to end and raises ``KeyboardInterrupt``; a second Ctrl-C
+        does not wait.
+        Thread safety: any thread, several at once.
+
+        .. versionadded:: 0.1
+        """
+        try:
+            refuse_on_loop_thread("Runtime.run()", "await runtime.spawn(...)")
+        except BaseException:
+            main.close()
+            raise
+        handle = self.submit(main)
+        try:
+            return handle.result()
+        except KeyboardInterrupt:
+            if not handle.done():
+                handle.cancel()
+                handle._block(None, ".run()")
+            raise
+
+    # Life
+
+    def start(self) -> Self:
+        """Start the workers' threads and wait until their loops run; ``with`` does this.
+
+        Raises:
+            RuntimeError: the runtime was started before.
+            UnreliableLoopError: the loops of ``loop_factory`` lose wake-ups.
+            BaseException: what ``loop_factory`` raised.
+        """
+        refuse_on_loop_thread("Runtime.start()", "async with Runtime()")
+        self._begin()
+        self._start_threads(self._workers)
+        return self
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._state != "new":
+                raise RuntimeError(f"{self!r} was started before; make a new Runtime")
+            self._state = "running"
+        with open_lock:
+            open_runtimes.add(self)
+        gil_watch.install()
+
+    def _start_threads(self, workers: tuple[Worker, ...]) -> None:
+        """Start ``workers`` in threads; if one cannot be started, stop those that were, and raise."""
+        for worker in workers:
+            worker.start_thread()
+        try:
+            for worker in workers:
+                worker.ready._block(None, ".start()")
+                worker.ready._outcome()
+            if self._loop_factory is not None and workers:
+                check_wakeups(workers[0].loop)
+        except BaseException:
+            self._abort(workers)
+            raise
+
+    def _abort(self, workers: tuple[Worker, ...]) -> None:
+        self._state = "closing"
+        self._end(workers, SHUTDOWN_TIMEOUT)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        self._begin()
+        for worker in self._workers:
+            worker.start_thread()
+        try:
+            for worker in self._workers:
+                await worker.ready
+            if self._loop_factory is not None:
+                await _in_thread(check_wakeups, self._workers[0].loop)
+        except BaseException:
+            self._state = "closing"
+            self._end(self._workers, 0)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def close(self, timeout: float | None = None) -> ShutdownReport:
+        """Stop taking work, cancel what runs, wait for it, and close the loops.
+
+        The phases, which share one deadline: refuse new tasks, and those that never started (their handles fail with
+        ``RuntimeClosedError``); cancel the others; close asynchronous generators and executors; close the loops.
+
+        Args:
+            timeout: Seconds until what still runs is left behind; ``shutdown_timeout`` of the runtime by default.
+        Returns:
+            What was left behind; also logged. Closing again gives the first close's report.
+        Raises:
+            BlockingCallError: this thread runs a loop; use ``aclose`` there.
+        Thread safety: any thread. A second closer waits for the first.
+
+        .. versionadded:: 0.1
+        """
+        refuse_on_loop_thread("Runtime.close()", "await runtime.aclose()")
+        if self._claim_close():
+            self._end(self._workers, self._shutdown_timeout if timeout is None else timeout)
+        else:
+            self._closed._block(None, ".close()")
+        return self._closed._outcome()
+
+    async def aclose(self, timeout: float | None = None) -> ShutdownReport:
+        """``close`` for a thread that runs a loop of its own (a notebook, an ``async with``).
+
+        Raises:
+            RuntimeError: called by a task of this same runtime, which would wait for itself.
+        """
+        mine = here.port
+        if isinstance(mine, Worker) and mine.runtime is self and self._state != "closed":
+            raise RuntimeError(f"a task of {self!r} cannot wait for its own end; return from it, or cancel it, instead")
+        if self._claim_close():
+            deadline = self._begin_end(self._workers, self._shutdown_timeout if timeout is None else timeout)
+            ended = all_done(worker.ended for worker in self._workers)
+            try:
+                async with asyncio.timeout(deadline + _GRACE - _prims.monotonic()):
+                    await ended
+            except TimeoutError:
+                pass
+            finally:
+                self._finish_end(self._workers)
+        return await self._closed
+
+    def _claim_close(self) -> bool:
+        """Take the right to close this runtime; ``False`` if somebody has it or there is nothing to close."""
+        with self._lock:
+            state = self._state
+            if state == "running":
+                self._state = "closing"
+                return True
+            if state == "new":
+                self._state = "closed"
+        if state == "new":
+            self._closed._complete(ShutdownReport())
+        return False
+
+    def _end(self, workers: tuple[Worker, ...], timeout: float) -> None:
+        deadline = self._begin_end(workers, timeout)
+        waiter = ThreadWaiter()
+        all_done(worker.ended for worker in workers)._add_waiter(waiter)
+        try:
+            waiter.park(max(0.0, deadline + _GRACE - _prims.monotonic()))
+        finally:  # also after a Ctrl-C
+            self._finish_end(workers)
+
+    def _begin_end(self, workers: tuple[Worker, ...], timeout: float) -> float:
+        """Tell the workers to wind down; return the deadline on the runtime clock."""
+        deadline = _prims.monotonic() + timeout
+        refusal = RuntimeClosedError(f"the task was not run to its end: {self!r} was closed")
+        for worker in workers:
+            worker.post(worker.begin_wind_down, refusal, deadline)
+        return deadline
+
+    def _finish_end(self, workers: tuple[Worker, ...]) -> None:
+        """Complete the handles of workers that did not come back, and publish the report."""
+        stuck: list[Stuck] = []
+        for worker in workers:
+            stuck.extend(worker.stuck)
+            if not worker.ended.done() and worker.thread is not None:
+                stuck.append(stuck_thread(worker.thread, worker.name))
+                worker.leave_behind(RuntimeClosedError(f"{self!r} was closed while {worker!r} was stuck"))
+            elif worker.thread is not None:
+                worker.thread.join(_GRACE)
+        self._publish(tuple(stuck))
+
+    def _publish(self, stuck: tuple[Stuck, ...]) -> None:
+        report = ShutdownReport(stuck)
+        if stuck:
+            logger.error("polyloop: %r: %s", self, report)
+        self._state = "closed"
+        with open_lock:
+            open_runtimes.discard(self)
+            if not open_runtimes:
+                gil_watch.remove()
+        self._closed._complete(report)
+
+    def _forked(self) -> None:
+        """In a forked child only the forking thread lives on: say so instead of hanging."""
+        if self._state not in ("running", "closing"):
+            return
+        self._lock = _prims.Lock()
+        self._state = "closed"
+        error = RuntimeClosedError(
+            f"{self!r} belongs to the parent process: only the thread that forked lives on in this one;"
+            " start a new Runtime here, or use the 'spawn' or 'forkserver' start method"
+        )
+        for worker in self._workers:
+            worker.forked(error)
+        self._closed._complete(ShutdownReport())
+
+
+def _in_thread[*Ts](fn: Callable[[*Ts], object], *args: *Ts) -> Completion[None]:
+    """Run ``fn(*args)`` in a thread of its own; for the few blocking steps of a start."""
+    done = Completion[None]()
+
+    def work() -> None:
+        try:
+            fn(*args)
+        except BaseException as exc:
+            done._complete(None, exc)
+        else:
+            done._complete(None)
+
+    _prims.start_thread(work, "polyloop-start")
+    return done
+
+
+def default_loops() -> int:
+    """One loop per usable core without the GIL; one with it, since more would take turns."""
+    return 1 if _prims.gil_enabled() else _prims.usable_cores()

@@ -1,0 +1,295 @@
+"""``TaskGroup``: asyncio's, with children on every loop.
+
+A group has a home: the loop on which it was entered. All its decisions are taken there, on one thread, with asyncio's
+own rules. Two things come from other threads. A child's end is posted home. A new child may be created by any thread;
+it is added to ``_children`` and *then* the flags are read, while home sets a flag and *then* copies the set, so that one
+of the two sees the other (``set.add`` and ``set.copy`` are critical sections of the set, which orders them).
+"""
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine, Hashable
+from types import TracebackType
+from typing import Any, Self
+
+from polyloop._core._handle import TaskHandle
+from polyloop._core._port import Port, current_port
+from polyloop.runtime._current import find_runtime
+from polyloop.runtime._runtime import On, Runtime
+
+
+class TaskGroup:
+    """``asyncio.TaskGroup`` whose children run on all loops of the runtime.
+
+    The semantics are asyncio's: leaving the block waits for all children; the first that fails cancels its siblings and
+    the block; the failures are raised together as an ``ExceptionGroup``; a cancelled parent cancels its children.
+    What differs: two children may run at the same instant, on two loops, so state that they share needs a lock, a
+    queue, or ``on="here"``.
+
+    On a thread whose loop polyloop does not run, and with no runtime open in the process, the children run on that loop.
+
+    Thread safety: ``create_task``, ``start_soon`` and ``cancel`` may be called from any child on any loop, and from any
+    thread while the group is open. Enter and leave it in one task.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self) -> None:
+        self._entered = False
+        self._exiting = False
+        self._aborting = False
+        self._finished = False
+        self._cancel_on_entry = False
+        self._home: Port
+        self._runtime: Runtime | None = None
+        self._parent: asyncio.Task[Any] | None = None
+        self._parent_cancel_requested = False
+        self._children: set[TaskHandle[Any]] = set()  # added to by any thread, all else at home
+        self._errors: list[BaseException] = []
+        self._base_error: BaseException | None = None
+        self._all_ended: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        info = [""]
+        if self._children:
+            info.append(f"tasks={len(self._children)}")
+        if self._errors:
+            info.append(f"errors={len(self._errors)}")
+        if self._aborting:
+            info.append("cancelling")
+        elif self._entered:
+            info.append("entered")
+        return f"<TaskGroup{' '.join(info)}>"
+
+    # For any thread
+
+    def create_task[T](
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+        on: On | None = None,
+        key: Hashable | None = None,
+    ) -> TaskHandle[T]:
+        """Start a child and return its handle; ``asyncio.TaskGroup.create_task`` with a choice of the loop.
+
+        Args:
+            name: Label of the task; the qualified name of the coroutine by default.
+            context: The context to run in; a copy of the caller's by default.
+            on: Where to run it, as in ``Runtime.spawn``; ``"here"`` keeps it on the caller's loop.
+            key: Tasks of one key run on the same worker; instead of ``on``.
+        Raises:
+            RuntimeError: the group was not entered, is being cancelled, or has finished; ``coro`` was closed.
+            RuntimeClosedError: the runtime is closing.
+        Cancellation: waits for nothing.
+        Thread safety: any thread; see the class.
+        """
+        closed = self._why_closed()
+        if closed is not None:
+            coro.close()
+            raise RuntimeError(f"TaskGroup {self!r} {closed}")
+        handle = TaskHandle(coro, name, context)
+        handle._on_done = self._child_ended
+        self._children.add(handle)
+        if self._finished:  # the group was left between the look above and the add
+            self._children.discard(handle)
+            self._home.post(self._look_again)
+            coro.close()
+            raise RuntimeError(f"TaskGroup {self!r} is finished")
+        try:
+            self._place(handle, on, key)
+        except BaseException:
+            self._children.discard(handle)
+            self._home.post(self._look_again)
+            raise
+        if self._aborting:  # the group was aborted between the look above and the add
+            handle.cancel()
+        try:
+            return handle
+        finally:
+            del handle  # no reference cycle through the traceback of a child's exception
+
+    def start_soon[*Ts](
+        self,
+        fn: Callable[[*Ts], Coroutine[Any, Any, object]],
+        *args: *Ts,
+        name: str | None = None,
+        on: On | None = None,
+        key: Hashable | None = None,
+    ) -> None:
+        """Start ``fn(*args)`` as a child and return nothing; the spelling of anyio and trio.
+
+        Raises:
+            RuntimeError: as ``create_task``; ``fn`` was not called.
+        Thread safety: any thread; see the class.
+        """
+        closed = self._why_closed()
+        if closed is not None:
+            raise RuntimeError(f"TaskGroup {self!r} {closed}")
+        self.create_task(fn(*args), name=name, on=on, key=key)
+
+    def cancel(self) -> None:
+        """Cancel the children and the block; the group is then left without an exception.
+
+        The ``TaskGroup.cancel`` of Python 3.15, for any thread. Cancelling twice, or a group that has ended, does
+        nothing; cancelling a group before it is entered cancels it as soon as it is.
+        """
+        if not self._entered:
+            self._cancel_on_entry = True
+        elif self._home.is_current():
+            self._cancel_here()
+        else:
+            self._home.post(self._cancel_here)
+
+    def _why_closed(self) -> str | None:
+        if not self._entered:
+            return "has not been entered"
+        if self._finished or (self._exiting and not self._children):
+            return "is finished"
+        return "is shutting down" if self._aborting else None
+
+    def _place(self, handle: TaskHandle[Any], on: On | None, key: Hashable | None) -> None:
+        if self._runtime is not None:
+            self._runtime.place(handle, on, key)
+        elif self._home.is_current():
+            handle._start(self._home)
+        else:
+            handle._context = handle._context or contextvars.copy_context()
+            handle._port = self._home
+            self._home.post(handle._start, self._home)
+
+    def _child_ended(self, handle: TaskHandle[Any]) -> None:
+        """A child is done; on whatever thread completed it."""
+        if self._home.is_current():
+            self._settle(handle)
+        else:
+            self._home.post(self._settle, handle)
+
+    # At home
+
+    async def __aenter__(self) -> Self:
+        if self._entered:
+            raise RuntimeError(f"TaskGroup {self!r} has already been entered")
+        self._home = current_port()
+        self._runtime = find_runtime()
+        self._parent = asyncio.current_task()
+        if self._parent is None:
+            raise RuntimeError(f"TaskGroup {self!r} cannot determine the parent task")
+        self._entered = True
+        if self._cancel_on_entry:
+            self._cancel_here()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        del trace
+        try:
+            return await self._leave(kind, exc)
+        finally:
+            # Exceptions keep frames alive, and those this group: break the cycles.
+            self._parent = None
+            self._errors = []
+            self._base_error = None
+            exc = None
+
+    async def _leave(self, kind: type[BaseException] | None, exc: BaseException | None) -> bool:
+        self._exiting = True
+        if exc is not None and _is_base_error(exc) and self._base_error is None:
+            self._base_error = exc
+        cancelled = exc if kind is not None and issubclass(kind, asyncio.CancelledError) else None
+        if kind is not None and not self._aborting:
+            self._abort()
+        cancelled = await self._wait_children(cancelled)
+        if self._base_error is not None:
+            try:
+                raise self._base_error
+            finally:
+                exc = cancelled = None
+        assert self._parent is not None
+        # If this group has cancelled its parent, take that back; what is left then came from outside.
+        ours = self._parent_cancel_requested and self._parent.uncancel() == 0
+        try:
+            if cancelled is not None and not ours and not self._errors:
+                raise cancelled
+            if exc is not None and not isinstance(exc, asyncio.CancelledError):
+                self._errors.append(exc)
+            if self._errors:
+                self._raise_errors()
+            return cancelled is not None and ours  # cancel() ended the block: that is no error
+        finally:
+            exc = cancelled = None
+
+    async def _wait_children(self, cancelled: BaseException | None) -> BaseException | None:
+        """Wait until no child is left; return the cancellation of the parent that came meanwhile, if any."""
+        while True:
+            # A loop, because the parent may be cancelled several times while it waits.
+            while self._children:
+                self._all_ended = self._home.loop.create_future()
+                try:
+                    await self._all_ended
+                except asyncio.CancelledError as exc:
+                    if not self._aborting:
+                        cancelled = exc
+                        self._abort()
+                self._all_ended = None
+            self._finished = True
+            if not self._children.copy():  # a copy, for its critical section: see the module's theory
+                return cancelled
+            self._finished = False
+
+    def _raise_errors(self) -> None:
+        assert self._parent is not None
+        # A parent that was also cancelled from outside keeps its count, and is cancelled again at its next wait.
+        if self._parent.cancelling():
+            self._parent.uncancel()
+            self._parent.cancel()
+        raise BaseExceptionGroup("unhandled errors in a TaskGroup", self._errors) from None
+
+    def _settle(self, handle: TaskHandle[Any]) -> None:
+        """A child is done."""
+        self._children.discard(handle)
+        self._look_again()
+        if handle._cancelled or handle._exception is None:
+            return
+        exc = handle._exception_for_me()
+        assert exc is not None
+        self._errors.append(exc)
+        if _is_base_error(exc) and self._base_error is None:
+            self._base_error = exc
+        parent = self._parent
+        if parent is None or parent.done():
+            message = f"{handle!r} has failed but the parent task of its group is already completed"
+            self._home.loop.call_exception_handler({"message": message, "exception": exc})
+            return
+        if not self._aborting and not self._parent_cancel_requested:
+            self._abort()
+            self._cancel_parent()
+
+    def _look_again(self) -> None:
+        waiting = self._all_ended
+        if waiting is not None and not self._children and not waiting.done():
+            waiting.set_result(None)
+
+    def _cancel_here(self) -> None:
+        if self._aborting or (self._exiting and not self._children):
+            return
+        self._abort()
+        if not self._parent_cancel_requested:
+            self._cancel_parent()
+
+    def _cancel_parent(self) -> None:
+        """Interrupt the block; ``_leave`` takes this cancellation back, so it never shows outside."""
+        assert self._parent is not None
+        self._parent_cancel_requested = True
+        self._parent.cancel()
+
+    def _abort(self) -> None:
+        self._aborting = True
+        for child in self._children.copy():
+            child.cancel()
+
+
+def _is_base_error(exc: BaseException) -> bool:
+    return isinstance(exc, (SystemExit, KeyboardInterrupt))
