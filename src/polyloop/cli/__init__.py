@@ -26,9 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from polyloop.cli._app import run_app  # noqa: PLC0415 - must fail with one line where the extra is missing
     except ModuleNotFoundError as exc:
-        if exc.name not in {"click", "rich"}:
+        missing = (exc.name or "").partition(".")[0]
+        if missing not in {"click", "rich"}:
             raise
         hint = "install the extra: pip install 'polyloop[cli]'"
-        print(f"error: the command line needs {exc.name!r}, which is not installed. hint: {hint}", file=sys.stderr)
+        print(f"error: the command line needs {missing!r}, which is not installed. hint: {hint}", file=sys.stderr)
         return 1
     return run_app(argv)

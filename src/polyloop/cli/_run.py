@@ -41,7 +41,8 @@ def run(target: str, args: tuple[str, ...], loops: int | None, library: str, deb
 
 def _show_traceback(exc: BaseException) -> None:
     """Show the error as the interpreter would, beginning at the program rather than in this package."""
-    sys.excepthook(type(exc), exc, _without_own_frames(exc.__traceback__))
+    shown = exc.with_traceback(_without_own_frames(exc.__traceback__))
+    sys.excepthook(type(shown), shown, shown.__traceback__)
 
 
 def _without_own_frames(traceback: TracebackType | None) -> TracebackType | None:
