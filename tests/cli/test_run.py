@@ -27,7 +27,7 @@ async def main({parameters}):
 
 
 def test_a_program_gets_the_loops_that_were_asked_for_and_its_arguments(polyloop: "Polyloop", program: Program) -> None:
-    """A function without parameters finds its arguments in sys.argv, after its own file; options after it are its own."""
+    """A function without parameters finds its arguments in sys.argv; options after the target are its own."""
     file = program(SHOW.format(parameters="", shown="None"))
     done = polyloop("run", "--loops", "2", "app:main", "--loops", "3", "x")
     assert (done.returncode, done.stderr) == (0, "")
@@ -99,7 +99,7 @@ def test_an_error_at_import_shows_its_traceback(polyloop: "Polyloop", program: P
         ),
         (
             "app:stream",
-            "'app:stream' is not a coroutine function but an async generator function. hint: define it with 'async def'",
+            "'app:stream' is not a coroutine function but an async generator. hint: define it with 'async def'",
         ),
         (".app:main", "relative module name '.app'. hint: write the full name, as in package.module"),
     ],
@@ -164,9 +164,7 @@ def test_ctrl_c_ends_the_program_with_130(program: Program, tmp_path: Path) -> N
         "        print('cleaned', flush=True)\n"
     )
     command = [sys.executable, "-m", "polyloop.cli", "run", "--loops", "2", "app:main"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)

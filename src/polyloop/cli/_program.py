@@ -94,7 +94,7 @@ def _attribute(module: ModuleType, path: str) -> object:
 def _coroutine_function(found: object, target: str) -> AsyncFunction:
     call = found if inspect.isroutine(found) or inspect.isclass(found) else getattr(found, "__call__", found)  # noqa: B004
     if not (inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(call)):
-        kind = "an async generator function" if inspect.isasyncgenfunction(found) else f"{type(found).__name__}"
+        kind = "an async generator" if inspect.isasyncgenfunction(found) else f"{type(found).__name__}"
         raise CliError(f"{target!r} is not a coroutine function but {kind}", hint="define it with 'async def'")
     function: AsyncFunction = found  # type: ignore[assignment]  # checked above, which mypy cannot follow
     return function

@@ -48,7 +48,7 @@ def _draw(panel: Panel) -> str:
     chart.x_labels = ["" for _ in edge] + list(panel.labels) + ["" for _ in edge]
     for series in panel.series:
         dashes = "8, 6" if series.name == "ideal" else "0"
-        chart.add(series.name, [*edge, *series.values, *edge], stroke_style={"width": 3, "dasharray": dashes})
+        chart.add(series.name, [*edge, *series.values, *edge], stroke_style={"dasharray": dashes})
     return _strip(chart.render(is_unicode=True, disable_xml_declaration=True))
 
 
@@ -59,6 +59,7 @@ def _config(pygal: Any, panel: Panel) -> Any:
     config.style = pygal.style.Style(
         background="transparent", plot_background="transparent", foreground="#52606d", foreground_strong="#1f2933",
         foreground_subtle="#9aa5b1", colors=_COLORS[1:] if one else _COLORS, opacity="1", opacity_hover="1",
+        stroke_width="3",
         font_family=_FONT, title_font_family=_FONT, title_font_size=15, label_font_size=13, major_label_font_size=13,
         value_font_size=13, legend_font_size=13, value_colors=("#1f2933",) * 3, guide_stroke_color="#e4e7eb",
         major_guide_stroke_color="#cbd2d9", guide_stroke_dasharray="0", major_guide_stroke_dasharray="0",
@@ -67,7 +68,7 @@ def _config(pygal: Any, panel: Panel) -> Any:
     config.title, config.x_title, config.y_title = panel.title, panel.x_title, panel.y_title or None
     config.show_legend, config.legend_at_bottom, config.legend_at_bottom_columns = not one, True, 2
     config.print_values, config.include_x_axis, config.range = True, True, _range(panel)
-    config.print_values_position = "top"
+    config.print_values_position, config.truncate_label = "top", -1
     config.dots_size, config.min_scale, config.max_scale, config.rounded_bars = 5, 4, 6, 2
     config.formatter = lambda value: "" if value is None else f"{value:,.{panel.decimals}f}"  # beside the points
     config.value_formatter = lambda value: f"{value:,.6g}"  # along the axis

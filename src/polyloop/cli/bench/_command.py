@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from polyloop.cli._environment import describe_cores
 from polyloop.cli._errors import EXIT_CODES_HELP, CliError, ExitCode
+from polyloop.cli._progress import make_progress
 from polyloop.cli.bench._measure import CheckFailedError, Size
 
 if TYPE_CHECKING:
@@ -127,8 +127,7 @@ def _check_beforehand(chart: Path | None) -> None:
 def _measure(names: Sequence[str], sizes: dict[str, Size], urls: Sequence[str]) -> "Outcome":
     from polyloop.cli.bench import _suite  # noqa: PLC0415 - needs the extra [bench], which run and doctor do not
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with make_progress() as progress:
         task = progress.add_task("starting", total=_suite.total_steps(names, sizes))
 
         def begin(name: str) -> None:
@@ -137,8 +136,7 @@ def _measure(names: Sequence[str], sizes: dict[str, Size], urls: Sequence[str]) 
         try:
             return _suite.run_suite(names, sizes, urls, begin, lambda: progress.advance(task))
         except CheckFailedError as exc:
-            hint = "the times would mean nothing; run it again, and report it if it stays"
-            raise CliError(str(exc), hint=hint, code=ExitCode.FAILURE) from exc
+            raise CliError(str(exc), hint=exc.hint, code=ExitCode.FAILURE) from exc
 
 
 def _show(outcome: "Outcome", console: Console) -> None:

@@ -14,7 +14,7 @@ _SCHEMA = """
 CREATE TABLE pages (
     id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, title TEXT, words INTEGER, links INTEGER, fingerprint INTEGER
 );
-CREATE TABLE terms (term TEXT PRIMARY KEY, pages INTEGER, occurrences INTEGER, postings BLOB) WITHOUT ROWID;
+CREATE TABLE terms (term TEXT PRIMARY KEY, pages INTEGER, occurrences INTEGER, page_ids BLOB) WITHOUT ROWID;
 """
 
 type PageRow = tuple[int, str, str, int, int, int]
@@ -22,36 +22,38 @@ type PageRow = tuple[int, str, str, int, int, int]
 
 
 class TermIndex:
-    """An inverted index: for each term the pages that have it, as pairs of page id and number of occurrences.
+    """An inverted index: for each term the ids of the pages that have it, and how often it occurs in all of them.
 
     Thread safety: one thread at a time. Each loop fills its own, and they are merged when the loops are done.
     """
 
     def __init__(self) -> None:
-        self._postings: dict[str, array[int]] = {}
+        self._pages: dict[str, array[int]] = {}
+        self._occurrences: dict[str, int] = {}
 
     def add(self, page: int, terms: dict[str, list[int]]) -> None:
         """Add a page."""
         for term, places in terms.items():
-            postings = self._postings.get(term)
-            if postings is None:
-                postings = self._postings[term] = array("I")
-            postings.append(page)
-            postings.append(len(places))
+            pages = self._pages.get(term)
+            if pages is None:
+                self._pages[term] = array("I", (page,))
+                self._occurrences[term] = len(places)
+            else:
+                pages.append(page)
+                self._occurrences[term] += len(places)
 
     def merge(self, other: "TermIndex") -> None:
-        """Take over the postings of ``other``, which is of no use afterwards."""
-        for term, postings in other._postings.items():
-            own = self._postings.get(term)
-            if own is None:
-                self._postings[term] = postings
-            else:
-                own.extend(postings)
+        """Take over what ``other`` holds, which is of no use afterwards."""
+        for term, pages in other._pages.items():
+            own = self._pages.setdefault(term, pages)
+            if own is not pages:
+                own.extend(pages)
+            self._occurrences[term] = self._occurrences.get(term, 0) + other._occurrences[term]
 
     def rows(self) -> Iterable[tuple[str, int, int, bytes]]:
-        """Give term, pages, occurrences and postings of each term."""
-        for term, postings in self._postings.items():
-            yield term, len(postings) // 2, sum(postings[1::2]), postings.tobytes()
+        """Give term, number of pages, occurrences and ids of the pages of each term."""
+        for term, pages in self._pages.items():
+            yield term, len(pages), self._occurrences[term], pages.tobytes()
 
 
 class Store:
@@ -85,7 +87,7 @@ class Store:
 def summarise(file: Path) -> tuple[int, int, str]:
     """Read a finished database: its pages, its terms, and a digest of what must not depend on the order of fetching.
 
-    Ids, and so postings, follow the order in which pages were found, which differs between runs; the counts must not.
+    Ids follow the order in which pages were found, which differs between runs; the counts must not.
     """
     connection = sqlite3.connect(file)
     try:

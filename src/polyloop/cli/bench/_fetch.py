@@ -25,6 +25,12 @@ IN_THREADS = f"{THREADS} threads"
 ONE_LOOP = "asyncio, one loop"
 
 
+class CannotFetchError(CheckFailedError):
+    """A page could not be fetched."""
+
+    hint = "check the address; every URL must answer with a page"
+
+
 @dataclass(frozen=True, slots=True)
 class FetchPoint:
     """One way to fetch the list."""
@@ -101,11 +107,11 @@ def _time(fetch: Callable[[], list[int]]) -> tuple[float, list[int]]:
     try:
         lengths = fetch()
     except (httpx.HTTPError, aiohttp.ClientError, TimeoutError) as exc:
-        raise CheckFailedError(f"cannot fetch: {type(exc).__name__}: {exc}") from exc
+        raise CannotFetchError(f"cannot fetch: {type(exc).__name__}: {exc}") from exc
     except BaseExceptionGroup as group:
         if group.subgroup((aiohttp.ClientError, TimeoutError)) is None:
             raise
-        raise CheckFailedError(f"cannot fetch: {_first(group)}") from group
+        raise CannotFetchError(f"cannot fetch: {_first(group)}") from group
     return time.perf_counter() - started, lengths
 
 

@@ -53,6 +53,8 @@ class Timing:
 class CheckFailedError(RuntimeError):
     """A benchmark's result is wrong, so its times mean nothing."""
 
+    hint = "the times would mean nothing; run it again, and report it if it stays"
+
 
 def interleave[K, T](cases: Mapping[K, Callable[[], T]], rounds: int, step: Step) -> dict[K, tuple[T, ...]]:
     """Run all cases once per round, forwards and backwards by turns; return each case's results in order of rounds."""

@@ -145,7 +145,7 @@ def _crawl_text(result: CrawlResult) -> Text:
 
 def _crawl_panel(result: CrawlResult) -> Panel:
     values = Series("pages per second", tuple(point.pages_per_second for point in result.points))
-    labels = tuple(_loops(point.loops) for point in result.points)
+    labels = tuple(f"{_loops(point.loops)} ({point.speedup:.2f}x)" for point in result.points)
     title = f"Crawl: {result.pages:,} pages fetched, parsed, indexed, stored"
     return Panel("bar", title, "event loops", "pages per second", labels, (values,), 0)
 

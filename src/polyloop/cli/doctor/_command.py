@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from polyloop.cli._errors import EXIT_CODES_HELP, ExitCode
+from polyloop.cli._progress import make_progress
 from polyloop.cli.doctor._report import Report, examine, modules_to_import
 
 _PROBE_STEPS = 7
@@ -34,8 +34,7 @@ def doctor(as_json: bool, modules: tuple[str, ...], probe: bool) -> int:
     can, with 3 if it cannot.
     """
     total = len(modules_to_import(modules)) + (_PROBE_STEPS if probe else 0)
-    progress = Progress(TextColumn("{task.description}"), BarColumn(), console=Console(stderr=True), transient=True)
-    with progress:
+    with make_progress() as progress:
         task = progress.add_task("examining", total=total)
         report = examine(modules, probe=probe, step=lambda: progress.advance(task))
     if as_json:
