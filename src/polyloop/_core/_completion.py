@@ -42,7 +42,7 @@ class _Mark:
         """Nobody waits here."""
 
 
-_MARK = _Mark()
+MARK = _Mark()
 
 
 class Completion[T]:
@@ -62,9 +62,13 @@ class Completion[T]:
         if exception is not None:
             self._exception = exception
             self._cancelled = isinstance(exception, asyncio.CancelledError)
+        self._publish()
+
+    def _publish(self) -> None:
+        """Announce the outcome that was stored."""
         self._done = True  # after the outcome: whoever reads True reads the outcome
         waiters = self._waiters
-        waiters.append(_MARK)
+        waiters.append(MARK)
         if len(waiters) > 1:
             self._wake_all()
 

@@ -21,12 +21,21 @@ task runs. Requests are taken under a lock, each exactly once, as ``Task.cancell
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any
+from typing import Any, Protocol
 
 from polyloop._core import _prims
-from polyloop._core._completion import Callback, Completion
+from polyloop._core._completion import MARK, Callback, Completion
 from polyloop._core._context import here
 from polyloop._core._port import Port, logger
+
+
+class Group(Protocol):
+    """What a handle tells of its end, besides its waiters."""
+
+    def _child_ended(self, handle: "TaskHandle[Any]", /) -> None:
+        """``handle`` is done. Called once, on the thread that completed it; must not block or raise."""
+        ...
+
 
 #: Guards ``_cancels`` of every handle: cancelling is rare, and the lock is held for two statements.
 _cancel_lock = _prims.Lock()
@@ -45,7 +54,9 @@ class TaskHandle[T](Completion[T]):
     """
 
     _task: "asyncio.Task[T] | None" = None  # owner thread only: others must not even hold a reference
-    _on_done: "Callable[[TaskHandle[T]], object] | None" = None  # set before start
+    _name: str | None = None
+    _context: contextvars.Context | None = None
+    _group: "Group | None" = None  # set before start
     _cancels: tuple[Any, ...] = ()  # messages of requests not yet delivered; guarded by _cancel_lock
     _watched = False  # somebody on the owner's loop awaits the task itself and will see its exception
     _unseen: "_UnseenError | None" = None
@@ -53,10 +64,13 @@ class TaskHandle[T](Completion[T]):
     def __init__(
         self, coro: Coroutine[Any, Any, T], name: str | None = None, context: contextvars.Context | None = None
     ) -> None:
-        super().__init__()
-        self._coro: Coroutine[Any, Any, T] | None = coro  # dropped when done
-        self._name = name
-        self._context = context
+        # Not super().__init__(): a handle is made for every task, and the call is a tenth of its price.
+        self._waiters = []
+        self._coro = coro
+        if name is not None:
+            self._name = name
+        if context is not None:
+            self._context = context
         self._port: Port  # set by whoever places it; final from _start on
 
     # For everybody
@@ -65,7 +79,7 @@ class TaskHandle[T](Completion[T]):
     def name(self) -> str:
         """Label of the task: the name given at creation, else the qualified name of its function."""
         if self._name is None:
-            self._name = getattr(self._coro, "__qualname__", None) or "task"
+            self._name = getattr(self._coro, "__qualname__", "task")
         return self._name
 
     def get_name(self) -> str:
@@ -176,11 +190,12 @@ class TaskHandle[T](Completion[T]):
         return len(doomed)
 
     def __await__(self) -> Generator[Any, None, T]:
-        task = self._local_task()
-        if task is None:
-            return self._await_away()
-        self._watched = True
-        return task.__await__()  # a task of this same loop: asyncio does it all
+        if self._port is here.port:
+            task = self._task
+            if task is not None:
+                self._watched = True
+                return task.__await__()  # a task of this same loop: asyncio does it all
+        return self._await_away()
 
     # Waiting
 
@@ -212,24 +227,30 @@ class TaskHandle[T](Completion[T]):
 
     def _start(self, port: Port) -> None:
         """Create the task on ``port``, whose thread calls this after taking the handle out of a queue."""
-        coro = self._coro
-        assert coro is not None
         self._port = port
         if self._cancels:
-            coro.close()  # it has not begun, so there is nothing to clean up in it
+            self._coro.close()  # it has not begun, so there is nothing to clean up in it
             self._fail(asyncio.CancelledError(*[msg for msg in self._cancels[:1] if msg is not None]))
             return
+        self._start_here(port)
+        if self._cancels:
+            self._deliver_cancels()
+
+    def _start_here(self, port: Port) -> None:
+        """``_start`` for a handle that nobody else has seen yet."""
+        self._port = port
         try:
-            task = port.new_task(coro, self._name, self._context)
+            if port.plain_tasks:
+                task = asyncio.Task(self._coro, loop=port.loop, name=self._name, context=self._context)
+            else:
+                task = port.new_task(self._coro, self._name, self._context)
         except BaseException as exc:
-            coro.close()
+            self._coro.close()
             self._fail(exc)
             return
         self._task = task
         port.live.add(self)
         task.add_done_callback(self._finish, context=port.context)
-        if self._cancels:
-            self._deliver_cancels()
 
     def _deliver_cancels(self) -> None:
         """Hand the requests to the task. On the thread of the port that the canceller saw."""
@@ -254,42 +275,38 @@ class TaskHandle[T](Completion[T]):
         except KeyError:
             return  # forsaken by a worker that died
         try:
-            result = task.result()
+            self._result = task.result()
         except BaseException as exc:
             # result() put this frame into the traceback, which is no news to anybody.
-            error = exc.with_traceback(exc.__traceback__.tb_next if exc.__traceback__ else None)
-            self._fail(error)
-        else:
-            self._end(result, None)
+            self._fail(exc.with_traceback(exc.__traceback__.tb_next if exc.__traceback__ else None))
+            return
+        self._done = True  # as _publish does; this is the path of every task
+        waiters = self._waiters
+        waiters.append(MARK)
+        if len(waiters) > 1:
+            self._wake_all()
+        group = self._group
+        if group is not None:
+            group._child_ended(self)
 
     # For whoever took it out of its queue for good
 
     def _fail(self, exc: BaseException) -> None:
         """Complete with ``exc``; the coroutine must be closed or finished."""
-        if self._on_done is None and not self._watched and not isinstance(exc, asyncio.CancelledError):
+        if self._group is None and not self._watched and not isinstance(exc, asyncio.CancelledError):
             self._unseen = _UnseenError(self.name, self._port, exc)
-        self._end(None, exc)
+        self._complete(None, exc)
+        if self._group is not None:
+            self._group._child_ended(self)
 
     def _drop(self) -> None:
         """Close the coroutine of a handle that nobody will see. Before it is placed."""
-        if self._coro is not None:
-            self._coro.close()
+        self._coro.close()
 
     def _refuse(self, exc: BaseException) -> None:
         """Complete a handle that will never start. Any thread that popped it."""
-        if self._coro is not None:
-            self._coro.close()
+        self._coro.close()
         self._fail(exc)
-
-    def _end(self, result: T | None, exc: BaseException | None) -> None:
-        if self._name is None:
-            self._name = getattr(self._coro, "__qualname__", None)
-        self._coro = None
-        self._context = None
-        self._complete(result, exc)
-        on_done = self._on_done
-        if on_done is not None:
-            on_done(self)
 
 
 class _UnseenError:

@@ -41,7 +41,8 @@ class Port:
         # For callbacks of ours that need no variables: entered by this thread only. A shared one would raise
         # "cannot enter context" when two threads enter it at once.
         self.context = contextvars.Context()
-        self._plain_tasks = False
+        # Whether tasks here are asyncio.Task, made as the loop itself would: no task factory, no create_task of its own.
+        self.plain_tasks = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
@@ -54,9 +55,6 @@ class Port:
         """Take over ``loop``, on the thread that runs it."""
         self.loop = loop
         self.ident = _prims.get_ident()
-        # asyncio.Task may be called directly where the loop adds nothing of its own to it.
-        make = getattr(type(loop), "create_task", None)
-        self._plain_tasks = make is asyncio.BaseEventLoop.create_task
         here.port = self
 
     def new_task[T](
@@ -64,10 +62,6 @@ class Port:
     ) -> "asyncio.Task[T]":
         """Create a task on this loop, through its task factory if it has one. Owner thread."""
         loop = self.loop
-        if self._plain_tasks and loop.get_task_factory() is None:
-            if loop.is_closed():
-                raise RuntimeError("Event loop is closed")
-            return asyncio.Task(coro, loop=loop, name=name, context=context)
         if context is None:
             return loop.create_task(coro, name=name)
         return loop.create_task(coro, name=name, context=context)

@@ -13,56 +13,57 @@ from polyloop._core import _prims
 #: (docs/design.md section 5); spinning for longer than it saves cannot pay.
 SPIN_NS = 50_000
 
-#: A sleep that a post ended this soon would have been worth a spin: SPIN_NS plus the wake-up it cost.
+#: A sleep that a post ended this soon would perhaps have been worth a spin: SPIN_NS plus the wake-up it cost.
 _SHORT_SLEEP_NS = 2 * SPIN_NS
-
-#: After ``n`` misses in a row the next ``2**n`` sleeps, at most this many, are taken without a spin. A guess: it
-#: keeps a loop that wakes 1000 times a second by timers under 0.1 % of a core.
-_MAX_SKIP = 64
 
 #: A spin that ran this much longer than asked was preempted: no core is idle, and spinning takes one from others.
 _PREEMPTED_FACTOR = 4
-_PREEMPTED_SKIP = 256
+
+#: Most sleeps taken without a spin after a miss: 50 us in 256 sleeps is 0.2 us a sleep, lost in the price of the sleep.
+_MAX_PENALTY = 256
+
+#: A short sleep counts as this many towards the next try. It is a hint and no proof: where no core is idle every sleep
+#: is short, because sleeping made room for the other thread, and every spin fails, because spinning does not.
+_SHORT_SLEEP_CREDIT = 8
 
 
 class SpinPolicy:
     """Decides from its own hit rate whether the next sleep is preceded by a spin. Pure; one thread.
 
+    A miss doubles the number of sleeps taken without a spin, a hit halves it and spins on.
+
     Args:
         spin_ns: Length of one spin in nanoseconds; 0 turns spinning off.
     """
 
-    __slots__ = ("_misses", "_skip", "spin_ns")
+    __slots__ = ("_penalty", "_skip", "spin_ns")
 
     def __init__(self, spin_ns: int) -> None:
         self.spin_ns = spin_ns
-        self._misses = 0  # spins in a row that found nothing
+        self._penalty = 1  # sleeps without a spin after the next miss
         self._skip = 0  # sleeps still to be taken without a spin
 
     def next_spin_ns(self) -> int:
         """How long to spin before the sleep that is about to begin; 0 for not at all."""
-        if self._skip:
+        if self._skip > 0:
             self._skip -= 1
             return 0
         return self.spin_ns
 
     def hit(self) -> None:
         """The spin found work."""
-        self._misses = 0
+        self._penalty = max(1, self._penalty // 2)
 
     def miss(self, took_ns: int) -> None:
         """The spin found nothing and took ``took_ns`` nanoseconds of wall time."""
-        if took_ns > _PREEMPTED_FACTOR * self.spin_ns:
-            self._skip = _PREEMPTED_SKIP
-            return
-        self._misses = min(self._misses + 1, 16)
-        self._skip = min(1 << self._misses, _MAX_SKIP)
+        preempted = took_ns > _PREEMPTED_FACTOR * self.spin_ns
+        self._penalty = _MAX_PENALTY if preempted else min(2 * self._penalty, _MAX_PENALTY)
+        self._skip = self._penalty
 
     def woken(self, slept_ns: int) -> None:
-        """A post ended a sleep that had no spin, after ``slept_ns``: if that was soon, spin again."""
+        """A post ended a sleep after ``slept_ns``."""
         if slept_ns < _SHORT_SLEEP_NS:
-            self._misses = 0
-            self._skip = 0
+            self._skip -= _SHORT_SLEEP_CREDIT
 
 
 def spin_ns_for(spin: bool | float | None) -> int:

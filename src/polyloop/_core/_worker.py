@@ -199,7 +199,13 @@ class Worker(Port):
             return asyncio.ProactorEventLoop()
         self.selector = WorkerSelector(SpinPolicy(self._spin_ns))
         self.selector.attach(self)
-        return WorkerLoop(self.selector)
+        loop = WorkerLoop(self.selector)
+        loop.on_task_factory = self._take_task_factory
+        self.plain_tasks = True
+        return loop
+
+    def _take_task_factory(self, factory: object) -> None:
+        self.plain_tasks = factory is None
 
     def _main(self) -> None:
         try:

@@ -109,6 +109,8 @@ class Runtime:
             )
             for index in range(count)
         )
+        # The only worker, while it runs: most of the decisions below are no decisions then.
+        self._solo: Worker | None = None
         self._open = self._workers  # workers that take tasks; replaced as a whole when one dies
         for worker in self._workers:
             worker.peers = self._workers
@@ -177,6 +179,9 @@ class Runtime:
     def place(self, handle: TaskHandle[Any], on: On | None = None, key: Hashable | None = None) -> None:
         """Start a new handle, here or elsewhere; its coroutine is closed if that is refused. Any thread."""
         port = here.port
+        if on is None and key is None and port is self._solo and port is not None:
+            handle._start(port)
+            return
         mine = port if isinstance(port, Worker) and port.runtime is self else None
         try:
             if self._state != "running":
@@ -284,6 +289,7 @@ class Runtime:
             if self._state != "new":
                 raise RuntimeError(f"{self!r} was started before; make a new Runtime")
             self._state = "running"
+            self._solo = self._workers[0] if len(self._workers) == 1 else None
         with open_lock:
             open_runtimes.add(self)
         gil_watch.install()
@@ -304,6 +310,7 @@ class Runtime:
 
     def _abort(self, workers: tuple[Worker, ...]) -> None:
         self._state = "closing"
+        self._solo = None
         self._end(workers, SHUTDOWN_TIMEOUT)
 
     def __enter__(self) -> Self:
@@ -384,6 +391,7 @@ class Runtime:
             state = self._state
             if state == "running":
                 self._state = "closing"
+                self._solo = None
                 return True
             if state == "new":
                 self._state = "closed"
@@ -437,6 +445,7 @@ class Runtime:
             return
         self._lock = _prims.Lock()
         self._state = "closed"
+        self._solo = None
         error = RuntimeClosedError(
             f"{self!r} belongs to the parent process: only the thread that forked lives on in this one;"
             " start a new Runtime here, or use the 'spawn' or 'forkserver' start method"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from types import TracebackType
 from typing import Any, Self
 
+from polyloop._core._context import here
 from polyloop._core._handle import TaskHandle
 from polyloop._core._port import Port, current_port
 from polyloop.runtime._current import find_runtime
@@ -35,6 +36,8 @@ class TaskGroup:
     """
 
     def __init__(self) -> None:
+        # Home, while a child created there starts there: no other loop to choose, nothing to refuse. Written at home.
+        self._direct: Port | None = None
         self._entered = False
         self._exiting = False
         self._aborting = False
@@ -85,12 +88,30 @@ class TaskGroup:
         Cancellation: waits for nothing.
         Thread safety: any thread; see the class.
         """
+        port = here.port
+        if port is self._direct and on is None and key is None and port is not None:
+            handle = TaskHandle(coro, name, context)
+            handle._group = self
+            self._children.add(handle)
+            handle._start_here(port)
+            return handle
+        return self._create(coro, name, context, on, key)
+
+    def _create[T](
+        self,
+        coro: Coroutine[Any, Any, T],
+        name: str | None,
+        context: contextvars.Context | None,
+        on: On | None,
+        key: Hashable | None,
+    ) -> TaskHandle[T]:
+        """``create_task`` where there is a choice of loops, or another thread may decide at the same time."""
         closed = self._why_closed()
         if closed is not None:
             coro.close()
             raise RuntimeError(f"TaskGroup {self!r} {closed}")
         handle = TaskHandle(coro, name, context)
-        handle._on_done = self._child_ended
+        handle._group = self
         self._children.add(handle)
         if self._finished:  # the group was left between the look above and the add
             self._children.discard(handle)
@@ -160,11 +181,16 @@ class TaskGroup:
             self._home.post(handle._start, self._home)
 
     def _child_ended(self, handle: TaskHandle[Any]) -> None:
-        """A child is done; on whatever thread completed it."""
-        if self._home.is_current():
-            self._settle(handle)
-        else:
-            self._home.post(self._settle, handle)
+        """A child is done. On whatever thread completed it; the rest happens at home."""
+        home = self._home
+        if home is not here.port:
+            home.post(self._child_ended, handle)
+            return
+        self._children.discard(handle)
+        if self._all_ended is not None:
+            self._look_again()
+        if handle._exception is not None and not handle._cancelled:
+            self._child_failed(handle)
 
     # At home
 
@@ -177,6 +203,8 @@ class TaskGroup:
         if self._parent is None:
             raise RuntimeError(f"TaskGroup {self!r} cannot determine the parent task")
         self._entered = True
+        if self._runtime is None or self._runtime._solo is self._home:
+            self._direct = self._home
         if self._cancel_on_entry:
             self._cancel_here()
         return self
@@ -196,6 +224,7 @@ class TaskGroup:
 
     async def _leave(self, kind: type[BaseException] | None, exc: BaseException | None) -> bool:
         self._exiting = True
+        self._direct = None
         if exc is not None and _is_base_error(exc) and self._base_error is None:
             self._base_error = exc
         cancelled = exc if kind is not None and issubclass(kind, asyncio.CancelledError) else None
@@ -247,12 +276,7 @@ class TaskGroup:
             self._parent.cancel()
         raise BaseExceptionGroup("unhandled errors in a TaskGroup", self._errors) from None
 
-    def _settle(self, handle: TaskHandle[Any]) -> None:
-        """A child is done."""
-        self._children.discard(handle)
-        self._look_again()
-        if handle._cancelled or handle._exception is None:
-            return
+    def _child_failed(self, handle: TaskHandle[Any]) -> None:
         exc = handle._exception_for_me()
         assert exc is not None
         self._errors.append(exc)
@@ -287,6 +311,7 @@ class TaskGroup:
 
     def _abort(self) -> None:
         self._aborting = True
+        self._direct = None
         for child in self._children.copy():
             child.cancel()
 

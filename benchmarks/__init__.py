@@ -1,0 +1,1 @@
+"""Benchmarks of polyloop against what people use today. ``python -m benchmarks --help``."""

@@ -1,0 +1,107 @@
+"""Calls to another loop: 1000 in flight, and one at a time.
+
+Two limits stand beside the figures: a task on the same loop (what a call would cost without any hop) and two hops through
+``os.pipe`` between threads (what the kernel asks for waking a sleeper).
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import polyloop
+from benchmarks._measure import Report, medians, seconds
+
+IN_FLIGHT = 1000
+BATCHES = 5
+SINGLES = 2000
+
+type _Call = Callable[[], Awaitable[Any]]
+
+
+async def _noop() -> int:
+    return 1
+
+
+async def _in_flight(call: _Call) -> float:
+    """1000 tasks of this loop, each of which makes calls one after the other."""
+
+    async def caller() -> None:
+        for _ in range(BATCHES):
+            await call()
+
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await asyncio.gather(*[caller() for _ in range(IN_FLIGHT)])
+    return (loop.time() - began) / (IN_FLIGHT * BATCHES) * 1e6
+
+
+async def _one_at_a_time(call: _Call) -> float:
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for _ in range(SINGLES):
+        await call()
+    return (loop.time() - began) / SINGLES * 1e6
+
+
+def _rivals(runtime: polyloop.Runtime) -> dict[str, _Call]:
+    there = runtime.workers[1]
+    loop = there.loop
+    return {
+        "polyloop spawn": lambda: runtime.spawn(_noop, on=there),
+        "asyncio run_coroutine_threadsafe": lambda: asyncio.wrap_future(
+            asyncio.run_coroutine_threadsafe(_noop(), loop)
+        ),
+        "a task on the same loop": lambda: asyncio.create_task(_noop()),
+    }
+
+
+def _measure(title: str, one: Callable[[_Call], Any], rounds: int, bound: float) -> Report:
+    report = Report(title, "µs each")
+    with polyloop.Runtime(loops=2) as runtime:
+        here = runtime.workers[0]
+
+        def timed(call: _Call) -> float:
+            return float(runtime.spawn(one, call, on=here).result())
+
+        rivals = {name: (lambda call=call: timed(call)) for name, call in _rivals(runtime).items()}
+        report.figures = medians(rivals, rounds)
+    rate = report.figures["asyncio run_coroutine_threadsafe"] / report.figures["polyloop spawn"]
+    report.at_least("rate against run_coroutine_threadsafe", rate, bound)
+    return report
+
+
+def in_flight(rounds: int) -> Report:
+    """1000 in flight."""
+    return _measure("call another loop, 1000 in flight", _in_flight, rounds, 5)
+
+
+def one_at_a_time(rounds: int) -> Report:
+    """One at a time: latency."""
+    report = _measure("call another loop, one at a time", _one_at_a_time, rounds, 5)
+    report.figures |= medians({"two os.pipe hops": _pipe_hops}, rounds)
+    return report
+
+
+def _pipe_hops(count: int = 2000) -> float:
+    there_r, there_w = os.pipe()
+    back_r, back_w = os.pipe()
+
+    def echo() -> None:
+        while os.read(there_r, 1) == b"x":
+            os.write(back_w, b"x")
+
+    def ping() -> None:
+        for _ in range(count):
+            os.write(there_w, b"x")
+            os.read(back_r, 1)
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    took = seconds(ping)
+    os.write(there_w, b"q")
+    thread.join()
+    for fd in (there_r, there_w, back_r, back_w):
+        os.close(fd)
+    return took / count * 1e6

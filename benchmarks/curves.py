@@ -1,0 +1,109 @@
+"""Cost curves: does a task, a post or a loop cost the same when there are many?"""
+
+import gc
+import threading
+import time
+
+import polyloop
+from benchmarks._measure import Report, medians, rss_bytes
+from benchmarks.posts import _Counter
+
+TASK_COUNTS = (1_000, 10_000, 100_000, 1_000_000)
+LOOP_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+POSTS = 64_000
+
+
+async def _noop() -> None:
+    return None
+
+
+async def _spawn(count: int) -> float:
+    began = time.perf_counter()
+    for _ in range(count // 1000):
+        async with polyloop.TaskGroup() as group:
+            for _ in range(1000):
+                group.create_task(_noop())
+    return (time.perf_counter() - began) / count * 1e6
+
+
+async def _spawn_at_once(count: int) -> float:
+    began = time.perf_counter()
+    async with polyloop.TaskGroup() as group:
+        for _ in range(count):
+            group.create_task(_noop())
+    return (time.perf_counter() - began) / count * 1e6
+
+
+def tasks(rounds: int) -> Report:
+    """Microseconds a task, for 10^3 to 10^6 tasks one group after the other, and all in one group."""
+    report = Report("cost of a task, on 2 loops", "µs each")
+    steady = {
+        f"{count:,} tasks, 1000 at once": (lambda count=count: polyloop.run(_spawn(count), loops=2))
+        for count in TASK_COUNTS
+    }
+    at_once = {
+        f"{count:,} tasks, all at once": (lambda count=count: polyloop.run(_spawn_at_once(count), loops=2))
+        for count in TASK_COUNTS
+    }
+    for rivals in (steady, at_once):
+        figures = medians(rivals, min(rounds, 3))
+        report.figures |= figures
+    values = [report.figures[name] for name in steady]
+    report.at_most("1000 at once: dearest against cheapest", max(values) / min(values), 1.2)
+    values = [report.figures[name] for name in at_once]
+    report.at_most("all at once: dearest against cheapest", max(values) / min(values), 1.2)
+    return report
+
+
+def posts(rounds: int) -> Report:
+    """Microseconds a post, from one thread to 1 to 64 loops in turn."""
+    report = Report("cost of a post, by number of loops", "µs each")
+
+    def measure(loops: int) -> float:
+        with polyloop.Runtime(loops=loops) as runtime:
+            counters = [_Counter(POSTS // loops) for _ in runtime.workers]
+            targets = [(worker.post, counter.hit) for worker, counter in zip(runtime.workers, counters, strict=True)]
+            began = time.perf_counter()
+            for _ in range(POSTS // loops):
+                for post, hit in targets:
+                    post(hit)
+            sent = time.perf_counter() - began
+            for counter in counters:
+                counter.done.wait()
+        return sent / POSTS * 1e6
+
+    report.figures = medians(
+        {f"{loops} loops": (lambda loops=loops: measure(loops)) for loops in LOOP_COUNTS}, min(rounds, 5)
+    )
+    values = list(report.figures.values())
+    report.at_most("dearest against cheapest", max(values) / min(values), 1.2)
+    return report
+
+
+def memory(rounds: int) -> Report:
+    """Resident memory of an extra idle loop, MiB."""
+    report = Report("memory of an extra idle loop", "MiB")
+
+    def measure() -> float:
+        gc.collect()
+        with polyloop.Runtime(loops=2):
+            small = rss_bytes()
+            with polyloop.Runtime(loops=32):
+                large = rss_bytes()
+        return (large - small) / 32 / 2**20
+
+    def thread() -> float:
+        stop = threading.Event()
+        small = rss_bytes()
+        workers = [threading.Thread(target=stop.wait) for _ in range(32)]
+        for worker in workers:
+            worker.start()
+        large = rss_bytes()
+        stop.set()
+        for worker in workers:
+            worker.join()
+        return (large - small) / 32 / 2**20
+
+    report.figures = medians({"loop": measure, "plain thread": thread}, min(rounds, 3))
+    report.at_most("MiB for each idle loop", report.figures["loop"], 2)
+    return report

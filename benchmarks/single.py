@@ -1,0 +1,87 @@
+"""One loop: what an asyncio program pays for running under ``polyloop.run(loops=1)``.
+
+Each workload is one program that takes its names (``run``, ``TaskGroup``) from asyncio or from polyloop.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import polyloop
+from benchmarks._measure import Report, medians
+
+TASKS = 20_000
+SWITCHES = 20_000
+SLEEPERS = 2000
+
+
+async def _noop() -> None:
+    return None
+
+
+async def _spawn(api: Any) -> None:
+    """Tasks that end at once, in groups of 1000."""
+    for _ in range(TASKS // 1000):
+        async with api.TaskGroup() as group:
+            for _ in range(1000):
+                group.create_task(_noop())
+
+
+async def _await(api: Any) -> None:
+    """Start one task, await it, start the next."""
+    async with api.TaskGroup() as group:
+        for _ in range(TASKS // 2):
+            await group.create_task(_noop())
+
+
+async def _switch(api: Any) -> None:
+    """Ten tasks that do nothing but give way."""
+
+    async def yielder() -> None:
+        for _ in range(SWITCHES // 10):
+            await asyncio.sleep(0)
+
+    async with api.TaskGroup() as group:
+        for _ in range(10):
+            group.create_task(yielder())
+
+
+async def _sleep(api: Any) -> None:
+    """Many tasks that wait for timers of 0 to 10 ms, five times each."""
+
+    async def sleeper(index: int) -> None:
+        for _ in range(5):
+            await asyncio.sleep(index % 10 / 1000)
+
+    async with api.TaskGroup() as group:
+        for index in range(SLEEPERS):
+            group.create_task(sleeper(index))
+
+
+WORKLOADS: dict[str, Callable[[Any], Any]] = {"spawn": _spawn, "await": _await, "switch": _switch, "sleep": _sleep}
+
+
+def _timed(workload: Callable[[Any], Any], api: Any, **options: Any) -> float:
+    async def main() -> float:
+        began = time.perf_counter()
+        await workload(api)
+        return time.perf_counter() - began
+
+    return float(api.run(main(), **options)) * 1e3
+
+
+def run(rounds: int) -> Report:
+    """Milliseconds a workload, on one loop."""
+    report = Report("polyloop.run(loops=1) against asyncio.run", "ms")
+    for name, workload in WORKLOADS.items():
+        figures = medians(
+            {
+                f"{name}: polyloop": lambda workload=workload: _timed(workload, polyloop, loops=1),
+                f"{name}: asyncio": lambda workload=workload: _timed(workload, asyncio),
+            },
+            rounds,
+        )
+        report.figures |= figures
+        report.at_most(f"{name}: time against asyncio", figures[f"{name}: polyloop"] / figures[f"{name}: asyncio"], 1.05)
+    return report
