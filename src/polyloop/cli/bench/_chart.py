@@ -4,6 +4,7 @@ import html
 import importlib
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,17 @@ def _config(pygal: Any, panel: Panel) -> Any:
     config.print_values, config.include_x_axis, config.range = True, True, _range(panel)
     config.print_values_position, config.truncate_label = "top", -1
     config.dots_size, config.min_scale, config.max_scale, config.rounded_bars = 5, 4, 6, 2
-    config.formatter = lambda value: "" if value is None else f"{value:,.{panel.decimals}f}"  # beside the points
-    config.value_formatter = lambda value: f"{value:,.6g}"  # along the axis
+    config.formatter = partial(_beside_point, decimals=panel.decimals)
+    config.value_formatter = _along_axis
     return config
+
+
+def _beside_point(value: float | None, decimals: int) -> str:
+    return "" if value is None else f"{value:,.{decimals}f}"
+
+
+def _along_axis(value: float) -> str:
+    return f"{value:,.6g}"
 
 
 def _range(panel: Panel) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import aiohttp
 import httpx
@@ -19,6 +20,7 @@ LATENCY = 0.02
 THREADS = 16
 _PARAGRAPHS = 16
 _TIMEOUT = 30.0
+_FETCH_ERRORS = (httpx.HTTPError, aiohttp.ClientError, TimeoutError)
 
 ONE_BY_ONE = "one by one"
 IN_THREADS = f"{THREADS} threads"
@@ -94,7 +96,7 @@ def fetch_one_by_one(urls: Sequence[str]) -> list[int]:
 def fetch_in_threads(urls: Sequence[str]) -> list[int]:
     """Return the lengths of the pages, fetched with one sync client in threads."""
     with httpx.Client(timeout=_TIMEOUT, follow_redirects=True) as client, ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda url: _length(client, url), urls))
+        return list(pool.map(partial(_length, client), urls))
 
 
 def fetch_on_loops(urls: Sequence[str], loops: int) -> list[int]:
@@ -106,17 +108,19 @@ def _time(fetch: Callable[[], list[int]]) -> tuple[float, list[int]]:
     started = time.perf_counter()
     try:
         lengths = fetch()
-    except (httpx.HTTPError, aiohttp.ClientError, TimeoutError) as exc:
-        raise CannotFetchError(f"cannot fetch: {type(exc).__name__}: {exc}") from exc
-    except BaseExceptionGroup as group:
-        if group.subgroup((aiohttp.ClientError, TimeoutError)) is None:
+    except (*_FETCH_ERRORS, ExceptionGroup) as exc:
+        cause = _first(exc)
+        if not isinstance(cause, _FETCH_ERRORS):
             raise
-        raise CannotFetchError(f"cannot fetch: {_first(group)}") from group
+        raise CannotFetchError(f"cannot fetch: {type(cause).__name__}: {cause}") from exc
     return time.perf_counter() - started, lengths
 
 
-def _first(error: BaseException) -> BaseException:
-    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+def _first(error: Exception) -> Exception:
+    """Return the first error that is no group."""
+    while isinstance(error, ExceptionGroup):
+        error = cast("ExceptionGroup[Exception]", error).exceptions[0]
+    return error
 
 
 def _length(client: httpx.Client, url: str) -> int:
