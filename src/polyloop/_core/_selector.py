@@ -113,6 +113,7 @@ class WorkerSelector(selectors.DefaultSelector):
                     return super().select(0)
             events = super().select(0)
             if events:
+                self._take_wakes(events)
                 self._spin_policy.hit()
                 return events
             now = clock()
@@ -126,18 +127,25 @@ class WorkerSelector(selectors.DefaultSelector):
             self._tenant.serve()
             return super().select(0)
         began = _prims.monotonic_ns()
-        events = super().select(timeout)
-        slept_ns = _prims.monotonic_ns() - began
+        try:
+            events = super().select(timeout)
+        finally:  # a signal handler may raise out of the sleep, and a token left behind would outlive the waker
+            slept_ns = _prims.monotonic_ns() - began
+            self._retract()
         self.sleeps += 1
         self.slept_ns += slept_ns
-        self._retract()
+        self._take_wakes(events)
         if self._items or self._unstarted:
             self._spin_policy.woken(slept_ns)
             self._tenant.serve()
+        return events
+
+    def _take_wakes(self, events: "Events") -> None:
+        """Drain the waker if it is among ``events``: left readable, it would end every sleep and feed every spin."""
         for key, _ in events:
             if key is self._waker_key:
                 self._wakes_owed = max(0, self._wakes_owed - self._waker.drain())
-        return events
+                return
 
     def _retract(self) -> None:
         """Take the token back; if a poster has it, that poster's wake is still owed."""
