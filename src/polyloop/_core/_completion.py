@@ -12,12 +12,17 @@ import contextlib
 import contextvars
 import copy
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from typing import Any, cast
 
 from polyloop._core import _prims
-from polyloop._core._context import runs_a_loop
-from polyloop._core._parking import LoopWaiter, ThreadWaiter, Waiter, refuse_on_loop_thread
+from polyloop._core._context import here, runs_a_loop
+from polyloop._core._parking import ThreadWaiter, refuse_on_loop_thread
 from polyloop._core._port import Port, current_port, logger
+
+
+#: A waiter: called once, by any thread, to wake whoever waits. Must not raise.
+type Wake = Callable[[], object]
 
 
 def copy_exception[E: BaseException](exc: E) -> E:
@@ -35,14 +40,14 @@ def copy_exception[E: BaseException](exc: E) -> E:
     return twin
 
 
-class _Mark:
-    """Ends the list of waiters of a completion that is done."""
-
-    def wake(self) -> None:
-        """Nobody waits here."""
+def MARK() -> None:  # noqa: N802 - a constant that happens to be callable, like every waiter
+    """Ends the list of waiters of a completion that is done. Nobody waits here."""
 
 
-MARK = _Mark()
+def _resolve(future: "asyncio.Future[None]") -> None:
+    """Wake the coroutine that is parked on ``future``; on its loop."""
+    if not future.done():  # done: the coroutine was cancelled meanwhile
+        future.set_result(None)
 
 
 class Completion[T]:
@@ -54,7 +59,7 @@ class Completion[T]:
     _cancelled = False
 
     def __init__(self) -> None:
-        self._waiters: list[Waiter] = []  # appended and popped by any thread
+        self._waiters: list[Wake] = []  # appended and popped by any thread
 
     def _complete(self, result: T | None, exception: BaseException | None = None) -> None:
         """Publish the outcome; the caller makes sure that it happens once."""
@@ -69,27 +74,28 @@ class Completion[T]:
         self._done = True  # after the outcome: whoever reads True reads the outcome
         waiters = self._waiters
         waiters.append(MARK)
-        if len(waiters) > 1:
+        if len(waiters) > 1:  # somebody came before the mark
             self._wake_all()
 
-    def _add_waiter(self, waiter: Waiter) -> None:
-        self._waiters.append(waiter)
+    def _add_waiter(self, wake: Wake) -> None:
+        """Call ``wake`` once when done, at once if it is done already."""
+        self._waiters.append(wake)
         if self._done:
             self._wake_all()
 
-    def _drop_waiter(self, waiter: Waiter) -> None:
+    def _drop_waiter(self, wake: Wake) -> None:
         """Forget a waiter that gave up; one that is being woken at this moment is gone already."""
         with contextlib.suppress(ValueError):
-            self._waiters.remove(waiter)
+            self._waiters.remove(wake)
 
     def _wake_all(self) -> None:
         waiters = self._waiters
-        while True:
+        for _ in range(len(waiters)):  # those who come later find it done, and wake themselves
             try:
-                waiter = waiters.pop(0)
-            except IndexError:
+                wake = waiters.pop(0)
+            except IndexError:  # another thread is waking them too
                 return
-            waiter.wake()
+            wake()
 
     def _outcome(self) -> T:
         if self._exception is not None:
@@ -128,12 +134,18 @@ class Completion[T]:
 
     def _wait(self) -> Generator[Any, None, None]:
         """Park the calling coroutine once."""
-        waiter = LoopWaiter()
-        self._add_waiter(waiter)
+        port = here.port
+        if port is None or port.loop is not asyncio._get_running_loop():
+            port = current_port()
+        future = asyncio.Future[None](loop=port.loop)
+        wake = partial(port.post, _resolve, future)
+        self._waiters.append(wake)
+        if self._done:
+            self._wake_all()
         try:
-            yield from waiter.__await__()
+            yield from future
         except BaseException:
-            self._drop_waiter(waiter)
+            self._drop_waiter(wake)
             raise
 
     def _block(self, timeout: float | None, call: str) -> None:
@@ -147,14 +159,14 @@ class Completion[T]:
             return
         refuse_on_loop_thread(f"{self!r}{call}", "await handle")
         waiter = ThreadWaiter()
-        self._add_waiter(waiter)
+        self._add_waiter(waiter.wake)
         try:
             woken = waiter.park(timeout)
         except BaseException:  # KeyboardInterrupt on the main thread
-            self._drop_waiter(waiter)
+            self._drop_waiter(waiter.wake)
             raise
         if not woken:
-            self._drop_waiter(waiter)
+            self._drop_waiter(waiter.wake)
             raise TimeoutError(f"{self!r} was not done after {timeout} s")
 
 
@@ -169,7 +181,7 @@ class Callback[H]:
         self._context = contextvars.copy_context() if context is None else context
         self._port: Port | None = current_port() if runs_a_loop() else None
 
-    def wake(self) -> None:
+    def __call__(self) -> None:
         port = self._port
         if port is None:
             self._call()
@@ -198,7 +210,7 @@ class AllDone:
         self._target = target
         self._left = list(range(count))
 
-    def wake(self) -> None:
+    def __call__(self) -> None:
         if self._left.pop() == 0:  # atomic: each number has one popper, and 0 is popped last
             self._target._complete(None)
 

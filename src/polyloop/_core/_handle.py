@@ -21,7 +21,7 @@ task runs. Requests are taken under a lock, each exactly once, as ``Task.cancell
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from polyloop._core import _prims
 from polyloop._core._completion import MARK, Callback, Completion
@@ -211,6 +211,8 @@ class TaskHandle[T](Completion[T]):
                 passed_on = exc
         if passed_on is not None and self._cancels:
             raise passed_on  # the task ended before the request reached it
+        if self._exception is None:
+            return cast("T", self._result)
         return self._outcome()
 
     def _mark_retrieved(self) -> None:
@@ -226,18 +228,42 @@ class TaskHandle[T](Completion[T]):
         return self._task if self._port is here.port else None
 
     def _start(self, port: Port) -> None:
-        """Create the task on ``port``, whose thread calls this after taking the handle out of a queue."""
+        """Start the task on ``port``, whose thread calls this after taking the handle out of a queue.
+
+        The task takes its first step at once: the caller is on another thread or has given the handle away, so nobody
+        can tell it from a step at the next tick, and a task that ends in its first step costs half.
+        """
         self._port = port
         if self._cancels:
             self._coro.close()  # it has not begun, so there is nothing to clean up in it
             self._fail(asyncio.CancelledError(*[msg for msg in self._cancels[:1] if msg is not None]))
             return
-        self._start_here(port)
+        if port.plain_tasks:
+            self._step_now(port)
+        else:
+            self._start_here(port)
         if self._cancels:
             self._deliver_cancels()
 
+    def _step_now(self, port: Port) -> None:
+        live = port.live
+        live.add(self)
+        try:
+            task = asyncio.Task(
+                self._coro, loop=port.loop, name=self._name, context=self._context, eager_start=True
+            )
+        except (SystemExit, KeyboardInterrupt) as exc:  # raised by the first step; asyncio lets them out of the loop
+            live.discard(self)
+            self._fail(exc)
+            raise
+        self._task = task
+        if task.done():
+            self._finish(task)
+        else:
+            task.add_done_callback(self._finish, context=port.context)
+
     def _start_here(self, port: Port) -> None:
-        """``_start`` for a handle that nobody else has seen yet."""
+        """Create the task on this thread's own loop; it takes its first step at a later tick, as asyncio's do."""
         self._port = port
         try:
             if port.plain_tasks:

@@ -15,7 +15,7 @@ import asyncio
 import contextvars
 import weakref
 from collections.abc import Callable, Coroutine, Hashable
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, Literal, Self
 
 from polyloop._core import _prims
@@ -158,7 +158,7 @@ class Runtime:
         if self._state != "running":
             raise self._closed_error(getattr(fn, "__qualname__", repr(fn)))
         coro = fn(*args)
-        if not asyncio.iscoroutine(coro):
+        if type(coro) is not CoroutineType and not asyncio.iscoroutine(coro):
             raise TypeError(f"spawn() needs an async function, and {fn!r} returned {coro!r}; use to_thread() for it")
         return self.submit(coro, on=on, key=key, name=name, context=context)
 
@@ -402,7 +402,7 @@ class Runtime:
     def _end(self, workers: tuple[Worker, ...], timeout: float) -> None:
         deadline = self._begin_end(workers, timeout)
         waiter = ThreadWaiter()
-        all_done(worker.ended for worker in workers)._add_waiter(waiter)
+        all_done(worker.ended for worker in workers)._add_waiter(waiter.wake)
         try:
             waiter.park(max(0.0, deadline + _GRACE - _prims.monotonic()))
         finally:  # also after a Ctrl-C

@@ -19,7 +19,7 @@ class HandleFuture[T](asyncio.Future[T]):
         super().__init__(loop=port.loop)
         self._handle = handle
         self._port = port
-        handle._add_waiter(self)
+        handle._add_waiter(self.wake)
 
     def cancel(self, msg: Any = None) -> bool:
         """Ask the task to stop; this future is done when the task is."""
