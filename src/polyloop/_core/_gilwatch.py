@@ -8,8 +8,9 @@ A finder at the front of ``sys.meta_path`` that never finds anything sees the na
 when the GIL turns out to be on at the next look, the last name seen that led to an extension module is the culprit.
 Looks are taken at the next import and whenever a runtime asks.
 
-While any extension module is created, CPython holds the GIL for a moment (``_PyEval_EnableGILTransient``), until the module
-has said that it does without. Such a moment proves nothing, so a look that finds a thread there leaves it to the next one.
+While an extension module is created, CPython holds the GIL for a moment (``_PyEval_EnableGILTransient``), until the
+module has said that it does without. Such a moment proves nothing: a look that finds a thread there leaves it to the
+next one.
 """
 
 import importlib.abc
