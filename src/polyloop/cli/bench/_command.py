@@ -22,8 +22,7 @@ _EXTRA = ("aiohttp", "httpx", "pygal")
 _SUFFIXES = (".html", ".svg")
 _NAMES = ("cpu", "fetch", "threads", "crawl")
 _ALL_CHART = Path("out") / "polyloop-bench.html"
-_ROUNDS = 5
-_ALL_ROUNDS = 3
+_ROUNDS = 3
 _QUICK_SCALE = 0.02
 _ALL_SCALES = {"crawl": 0.5}  # so that all end within a minute on two cores
 
@@ -62,7 +61,7 @@ _ALL_SCALES = {"crawl": 0.5}  # so that all end within a minute on two cores
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
-    help=f"Repeats of each measurement.  [default: {_ROUNDS}; all: {_ALL_ROUNDS}]",
+    help=f"Repeats of each measurement.  [default: {_ROUNDS}]",
 )
 @click.option(
     "--quick", is_flag=True, help="A try in a second or two: little work, one round. The figures mean nothing."
@@ -108,7 +107,7 @@ def _sizes(
     names: Sequence[str], loops: int | None, size: float | None, rounds: int | None, *, quick: bool
 ) -> dict[str, Size]:
     scale = size if size is not None else _QUICK_SCALE if quick else 1.0
-    repeats = rounds if rounds is not None else 1 if quick else _ALL_ROUNDS if len(names) > 1 else _ROUNDS
+    repeats = rounds if rounds is not None else 1 if quick else _ROUNDS
     workers = loops if loops is not None else describe_cores().usable
     factors = _ALL_SCALES if len(names) > 1 else {}
     return {name: Size(scale * factors.get(name, 1.0), repeats, workers) for name in names}

@@ -18,7 +18,7 @@ from polyloop.cli.bench._site import Site
 URLS = 100
 LATENCY = 0.02
 THREADS = 16
-_PARAGRAPHS = 16
+_PARAGRAPHS = 8
 _TIMEOUT = 30.0
 _FETCH_ERRORS = (httpx.HTTPError, aiohttp.ClientError, TimeoutError)
 

@@ -26,7 +26,7 @@ class Site:
 
     Args:
         pages: How many pages it has: ``/page/0`` to ``/page/{pages - 1}``.
-        paragraphs: Length of each; a paragraph has some 250 bytes.
+        paragraphs: Length of each; a paragraph has some 500 bytes.
         latency: Seconds that every answer is held back.
     """
 

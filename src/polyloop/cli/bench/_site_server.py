@@ -15,7 +15,8 @@ import time
 
 _SEED = 20_250_624
 _SYLLABLES = ("ba", "co", "di", "fu", "ge", "hi", "jo", "ka", "lu", "me", "ni", "po", "ra", "se", "ti", "vo")
-_SENTENCE = 12
+_SENTENCE = 12  # words
+_SENTENCES = 6  # of a paragraph
 _PARAGRAPHS = 400
 _EXTRA_LINKS = 8
 
@@ -35,7 +36,7 @@ def make_pages(count: int, paragraphs: int) -> dict[bytes, bytes]:
 def _make_paragraphs(rng: random.Random) -> list[str]:
     words = ["".join(rng.choices(_SYLLABLES, k=1 + n % 4)) + str(n % 7) * (n % 5 == 0) for n in range(4000)]
     weights = [1 / (rank + 10) for rank in range(len(words))]  # roughly Zipf's law, as in prose
-    return [_paragraph(rng, rng.choices(words, weights, k=3 * _SENTENCE)) for _ in range(_PARAGRAPHS)]
+    return [_paragraph(rng, rng.choices(words, weights, k=_SENTENCES * _SENTENCE)) for _ in range(_PARAGRAPHS)]
 
 
 def _paragraph(rng: random.Random, words: list[str]) -> str:
