@@ -47,6 +47,13 @@ class Port:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
 
+    stealing = False  # whether tasks that wait here may be taken by another
+
+    def admit(self, handle: "TaskHandle[Any]", stealable: bool) -> None:
+        """Queue a handle to be started on this loop. Any thread."""
+        handle._port = self
+        self.post(handle._start, self)
+
     def is_current(self) -> bool:
         """Whether the caller runs on this loop's thread."""
         return self.ident == _prims.get_ident()

@@ -8,6 +8,8 @@ Why it cannot hang: a sleep is entered only after the token is in place and the 
 every later post ends it. Spurious wake-ups are possible and harmless; a missing one is not possible.
 """
 
+import os
+import select
 import selectors
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 #: Looks at the mailbox between two looks at the sockets while spinning: a look at a deque takes 0.1 us, a poll 0.5 us.
 _LOOKS_PER_POLL = 8
+
+#: A loop that has other work looks at its sockets this often at most. asyncio polls at every tick; a poll takes 0.5 us, a
+#: tick can be as short as 5 us, and no socket notices a delay of two kernel wake-ups.
+_POLL_INTERVAL_NS = 50_000
 
 #: How long ``close`` waits for a thread that is between taking the token and writing, in seconds.
 _LAST_WAKE_TIMEOUT = 1.0
@@ -60,6 +66,7 @@ class WorkerSelector(selectors.DefaultSelector):
         self._items: deque[object]
         self._unstarted: deque[object]
         self._tokens: deque[None]
+        self._polled_ns = 0  # when the sockets were last looked at
         self.slept_ns = 0  # written by the loop thread, read by anyone
         self.sleeps = 0
 
@@ -78,13 +85,21 @@ class WorkerSelector(selectors.DefaultSelector):
         """Serve the mailbox, then poll; sleep for at most ``timeout`` seconds if there is nothing to do."""
         if self._items or self._unstarted:
             self._tenant.serve()
-            return super().select(0)
+            return self._poll_if_due()
         if timeout is not None and timeout <= 0:
-            return super().select(0)
-        if self._tenant.on_idle():
-            return super().select(0)
+            return self._poll_if_due()
         events = self._spin(timeout)
-        return self._sleep(timeout) if events is None else events
+        if events is not None:
+            return events
+        return self._poll_if_due() if self._tenant.on_idle() else self._sleep(timeout)
+
+    def _poll_if_due(self) -> "Events":
+        """Look at the sockets, unless that was done a moment ago: a busy loop ticks every few microseconds."""
+        now = _prims.monotonic_ns()
+        if now - self._polled_ns < _POLL_INTERVAL_NS:
+            return []
+        self._polled_ns = now
+        return super().select(0)
 
     def _spin(self, timeout: float | None) -> "Events | None":
         """Look for work for a while; ``None`` says that there was none (or that spinning does not pay now)."""
@@ -110,7 +125,8 @@ class WorkerSelector(selectors.DefaultSelector):
                 if items or unstarted:
                     self._spin_policy.hit()
                     self._tenant.serve()
-                    return super().select(0)
+                    return self._poll_if_due()
+            self._polled_ns = now
             events = super().select(0)
             if events:
                 self._take_wakes(events)
@@ -125,7 +141,7 @@ class WorkerSelector(selectors.DefaultSelector):
         if self._items or self._unstarted:
             self._retract()
             self._tenant.serve()
-            return super().select(0)
+            return self._poll_if_due()
         began = _prims.monotonic_ns()
         try:
             events = super().select(timeout)
@@ -156,6 +172,7 @@ class WorkerSelector(selectors.DefaultSelector):
 
     def close(self) -> None:
         """Close, once no thread can still write to the waker. Loop thread, after the mailbox was closed."""
+        self._tokens.clear()  # none is left, unless a signal handler raised just where one was put down
         deadline = _prims.monotonic() + _LAST_WAKE_TIMEOUT
         while self._wakes_owed > 0 and _prims.monotonic() < deadline:
             super().select(0.01)
@@ -163,3 +180,20 @@ class WorkerSelector(selectors.DefaultSelector):
         if self._wakes_owed <= 0:
             self._waker.close()  # else leak it: a thread was stopped between taking the token and its write
         super().close()
+
+    def cut_off(self, error: BaseException) -> None:
+        """In a forked child: leave the parent's epoll alone, and let a loop that goes on here fail with ``error``.
+
+        The epoll object is one, shared by both processes: a descriptor that the child takes out of it, for instance when
+        its copy of the loop is closed at exit, would be gone for the parent too. So the child's descriptor is pointed at a
+        fresh one. (kqueue is not inherited.)
+        """
+
+        def refuse(timeout: float | None = None) -> "Events":
+            raise error
+
+        self.select = refuse  # type: ignore[method-assign]
+        self._wakes_owed = 0
+        if hasattr(select, "epoll"):
+            with select.epoll() as fresh:
+                os.dup2(fresh.fileno(), self.fileno(), inheritable=False)

@@ -26,11 +26,11 @@ from polyloop._core._errors import RuntimeClosedError, WorkerDiedError
 from polyloop._core._gilwatch import gil_watch
 from polyloop._core._handle import TaskHandle
 from polyloop._core._parking import ThreadWaiter, refuse_on_loop_thread
-from polyloop._core._port import current_port, logger
+from polyloop._core._port import Port, current_port, logger
 from polyloop._core._selftest import check_wakeups
 from polyloop._core._spin import spin_ns_for
 from polyloop._core._worker import LoopFactory, Worker
-from polyloop.runtime._placement import Here, Placement, PlacementName, by_key, policy_named
+from polyloop.runtime._placement import Here, Placement, PlacementName, by_key, policy_for
 from polyloop.runtime._report import ShutdownReport
 
 #: Seconds that a shutdown waits for tasks to end, unless the caller says otherwise.
@@ -91,22 +91,21 @@ class Runtime:
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
     ) -> None:
         count = default_loops() if loops is None else loops
-        if count < 1:
-            raise ValueError(f"a runtime needs at least one loop, got loops={loops!r}")
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"a runtime needs a whole number of loops, at least one; got loops={loops!r}")
         self.name = name
-        self._policy: Placement = policy_named(placement) if isinstance(placement, str) else placement
+        self._policy = policy_for(placement)
         self._policies: dict[str, Placement] = {}
         self._loop_factory = loop_factory
         self._shutdown_timeout = shutdown_timeout
         self._lock = _prims.Lock()
         self._state: State = "new"
+        self._forked_error: RuntimeClosedError | None = None  # set in a forked child
         self._closed = Completion[ShutdownReport]()
         spin_ns = spin_ns_for(spin)
         stealing = steal and count > 1
         self._workers = tuple(
-            Worker(
-                f"{name}-{index}", index, spin_ns=spin_ns, stealing=stealing, loop_factory=loop_factory, debug=debug
-            )
+            Worker(f"{name}-{index}", index, spin_ns=spin_ns, stealing=stealing, loop_factory=loop_factory, debug=debug)
             for index in range(count)
         )
         # The only worker, while it runs: most of the decisions below are no decisions then.
@@ -142,25 +141,32 @@ class Runtime:
             on: Where to run it: a placement by name, a ``Worker``, or a policy object; the runtime's by default.
             key: Tasks of one key run on the same worker, whichever it is; instead of ``on``.
             name: Label in logs and reports; the qualified name of ``fn`` by default.
-            context: The context to run in; a copy of the caller's by default.
+            context: The context to run in; a copy of the caller's by default. One thread at a time can be in a context,
+                so without ``on`` or ``key`` the task stays on the caller's loop.
         Returns:
             A handle; awaiting it, on any loop, gives the result or raises what ``fn`` raised.
         Raises:
             RuntimeClosedError: the runtime is not running; ``fn`` was not called.
             TypeError: ``fn`` is not an async function.
-            ValueError: ``on`` names no placement, or both ``on`` and ``key`` are given.
+            WorkerDiedError: every worker has died.
+            ValueError: ``on`` names no placement or a worker of another runtime, or both ``on`` and ``key`` are given.
         Cancellation: cancelling the caller later leaves the task running; closing the runtime cancels it.
         Thread safety: any thread, with or without a loop. Tasks that one thread puts on the same worker by ``on`` or
         ``key`` start in the order of the calls.
 
         .. versionadded:: 0.1
         """
+        if asyncio.iscoroutine(fn):
+            fn.close()
+            raise TypeError(f"spawn() calls the async function itself, got the coroutine {fn!r}; use submit() for that")
         if self._state != "running":
             raise self._closed_error(getattr(fn, "__qualname__", repr(fn)))
         coro = fn(*args)
         if type(coro) is not CoroutineType and not asyncio.iscoroutine(coro):
             raise TypeError(f"spawn() needs an async function, and {fn!r} returned {coro!r}; use to_thread() for it")
-        return self.submit(coro, on=on, key=key, name=name, context=context)
+        handle = TaskHandle(coro, name, context)
+        self.place(handle, on, key)
+        return handle
 
     def submit[T](
         self,
@@ -171,74 +177,98 @@ class Runtime:
         name: str | None = None,
         context: contextvars.Context | None = None,
     ) -> TaskHandle[T]:
-        """``spawn`` for a coroutine that exists already; it is closed if the runtime refuses it."""
+        """``spawn`` for a coroutine that exists already; it is closed if the runtime refuses it.
+
+        Raises:
+            TypeError: ``coro`` is not a coroutine.
+        """
+        if type(coro) is not CoroutineType and not asyncio.iscoroutine(coro):
+            raise TypeError(f"submit() needs a coroutine, got {coro!r}; call the async function: submit(main())")
         handle = TaskHandle(coro, name, context)
         self.place(handle, on, key)
         return handle
 
     def place(self, handle: TaskHandle[Any], on: On | None = None, key: Hashable | None = None) -> None:
         """Start a new handle, here or elsewhere; its coroutine is closed if that is refused. Any thread."""
-        port = here.port
-        if on is None and key is None and port is self._solo and port is not None:
-            handle._start(port)
+        mine = here.port
+        if on is None and key is None and mine is not None and mine is self._solo:
+            handle._start_here(mine)
             return
-        mine = port if isinstance(port, Worker) and port.runtime is self else None
+        if handle._context is not None and on is None and key is None:
+            # One thread at a time can be in a context, so tasks that share one share a loop.
+            on, key = ("here", None) if runs_a_loop() else (None, id(handle._context))
         try:
             if self._state != "running":
                 raise self._closed_error(handle.name)
-            worker, stealable = self._place(on, key, mine)
+            port, stealable = self._place(on, key)
         except BaseException:
             handle._drop()
             raise
-        if worker is mine and not (stealable and worker.stealing):
-            handle._start(worker)  # refused by a loop that is closed, as asyncio's create_task would
-            return
-        if worker is None:
-            handle._start(current_port())
+        if port is here.port and not (stealable and port.stealing):
+            handle._start_here(port)
             return
         if handle._context is None:
             handle._context = contextvars.copy_context()
-        worker.admit(handle, stealable)
+        port.admit(handle, stealable)
 
-    def _place(self, on: On | None, key: Hashable | None, mine: Worker | None) -> tuple[Worker | None, bool]:
-        """The worker for a new task (``None`` for the caller's own foreign loop), and whether it may be stolen."""
-        if on == "here" and mine is None and runs_a_loop():
-            return None, False
-        if isinstance(on, Worker):
+    def _place(self, on: On | None, key: Hashable | None) -> tuple[Port, bool]:
+        """The loop for a new task, and whether an idle worker may steal it."""
+        if type(on) is Worker and key is None:
             if on.runtime is not self:
                 raise ValueError(f"{on!r} is no worker of {self!r}; use one of its .workers")
             return on, False
-        workers = self._open
-        if len(workers) != 1 and not all([worker.alive for worker in workers]):
-            workers = self._open = tuple(worker for worker in self._workers if worker.alive)
-        if not workers:
-            raise WorkerDiedError(f"every worker of {self!r} has died; see the log for why, and start a new Runtime")
         if key is not None:
             if on is not None:
                 raise ValueError(f"both on={on!r} and key={key!r} say where to run; give one")
-            return by_key(key, workers), False
+            return self._choose(lambda workers: by_key(key, workers)), False
         policy = self._policy if on is None else self._policy_for(on)
-        return policy.choose(workers, mine), not isinstance(policy, Here)
+        port = here.port
+        mine = port if isinstance(port, Worker) and port.runtime is self else None
+        if not isinstance(policy, Here):
+            return self._choose(lambda workers: policy.choose(workers, mine)), True
+        if mine is None and runs_a_loop():  # "here" on a loop that is not of this runtime
+            return current_port(), False
+        return self._choose(lambda workers: policy.choose(workers, mine)), False
+
+    def _choose(self, choice: Callable[[tuple[Worker, ...]], Worker]) -> Worker:
+        """Ask for a worker until it is one that lives."""
+        worker = self._checked(choice(self._open))
+        if not worker.alive:
+            alive = tuple(other for other in self._workers if other.alive)
+            if not alive:
+                raise WorkerDiedError(f"every worker of {self!r} has died; the log says why; start a new Runtime")
+            self._open = alive
+            worker = self._checked(choice(alive))
+        if not worker.alive:
+            raise WorkerDiedError(f"{worker!r} has died, and no other was chosen; the log says why it died")
+        return worker
+
+    def _checked(self, worker: object) -> Worker:
+        """The answer of a placement policy, which may be the user's."""
+        if not isinstance(worker, Worker) or worker.runtime is not self:
+            raise ValueError(f"the placement of a task chose {worker!r}; it must return one of the workers of {self!r}")
+        return worker
 
     def _policy_for(self, on: PlacementName | Placement) -> Placement:
         if not isinstance(on, str):
-            return on
+            return policy_for(on)
         policy = self._policies.get(on)
         if policy is None:
-            policy = self._policies.setdefault(on, policy_named(on))
+            policy = self._policies.setdefault(on, policy_for(on))
         return policy
 
     def _adopt(self, handle: TaskHandle[Any]) -> bool:
         """Find another worker for a task that waited on one that died."""
         try:
-            worker, _ = self._place("least_loaded", None, None)
+            port, _ = self._place("least_loaded", None)
         except WorkerDiedError:
             return False
-        assert worker is not None
-        worker.admit(handle, True)
+        port.admit(handle, True)
         return True
 
     def _closed_error(self, what: str) -> RuntimeClosedError:
+        if self._forked_error is not None:
+            return RuntimeClosedError(f"cannot start {what}: {self._forked_error}")
         advice = "spawn inside its 'with' block" if self._state == "new" else "start a new Runtime"
         return RuntimeClosedError(f"cannot start {what}: {self!r} is not running; {advice}")
 
@@ -246,7 +276,8 @@ class Runtime:
         """Run ``main`` on one of the loops and wait for its result, on a plain thread.
 
         Raises:
-            BlockingCallError: this thread runs a loop; await ``spawn`` there.
+            TypeError: ``main`` is not a coroutine.
+            BlockingCallError: this thread runs a loop; await ``submit`` there.
             RuntimeClosedError: the runtime is not running.
             BaseException: what ``main`` raised.
         Cancellation: Ctrl-C cancels ``main``, waits for it to end and raises ``KeyboardInterrupt``; a second Ctrl-C
@@ -255,8 +286,10 @@ class Runtime:
 
         .. versionadded:: 0.1
         """
+        if not asyncio.iscoroutine(main):
+            raise TypeError(f"run() needs a coroutine, got {main!r}; call the async function: runtime.run(main())")
         try:
-            refuse_on_loop_thread("Runtime.run()", "await runtime.spawn(...)")
+            refuse_on_loop_thread("Runtime.run()", "await runtime.submit(...)")
         except BaseException:
             main.close()
             raise
@@ -296,9 +329,9 @@ class Runtime:
 
     def _start_threads(self, workers: tuple[Worker, ...]) -> None:
         """Start ``workers`` in threads; if one cannot be started, stop those that were, and raise."""
-        for worker in workers:
-            worker.start_thread()
         try:
+            for worker in workers:
+                worker.start_thread()
             for worker in workers:
                 worker.ready._block(None, ".start()")
                 worker.ready._outcome()
@@ -309,9 +342,9 @@ class Runtime:
             raise
 
     def _abort(self, workers: tuple[Worker, ...]) -> None:
-        self._state = "closing"
-        self._solo = None
-        self._end(workers, SHUTDOWN_TIMEOUT)
+        """Undo a start that failed; nothing of the user's runs yet, so nobody is waited for. Any thread."""
+        if self._claim_close():
+            self._end(tuple(worker for worker in workers if worker.thread is not None), 0)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -323,16 +356,15 @@ class Runtime:
 
     async def __aenter__(self) -> Self:
         self._begin()
-        for worker in self._workers:
-            worker.start_thread()
         try:
+            for worker in self._workers:
+                worker.start_thread()
             for worker in self._workers:
                 await worker.ready
             if self._loop_factory is not None:
                 await _in_thread(check_wakeups, self._workers[0].loop)
         except BaseException:
-            self._state = "closing"
-            self._end(self._workers, 0)
+            self._abort(self._workers)
             raise
         return self
 
@@ -374,10 +406,11 @@ class Runtime:
         if isinstance(mine, Worker) and mine.runtime is self and self._state != "closed":
             raise RuntimeError(f"a task of {self!r} cannot wait for its own end; return from it, or cancel it, instead")
         if self._claim_close():
-            deadline = self._begin_end(self._workers, self._shutdown_timeout if timeout is None else timeout)
+            deadline = _prims.monotonic() + (self._shutdown_timeout if timeout is None else timeout)
+            self._begin_end(self._workers, deadline)
             ended = all_done(worker.ended for worker in self._workers)
             try:
-                async with asyncio.timeout(deadline + _GRACE - _prims.monotonic()):
+                async with asyncio.timeout(max(0.0, deadline + _GRACE - _prims.monotonic())):
                     await ended
             except TimeoutError:
                 pass
@@ -400,30 +433,41 @@ class Runtime:
         return False
 
     def _end(self, workers: tuple[Worker, ...], timeout: float) -> None:
-        deadline = self._begin_end(workers, timeout)
-        waiter = ThreadWaiter()
-        all_done(worker.ended for worker in workers)._add_waiter(waiter.wake)
+        deadline = _prims.monotonic() + timeout
+        self._begin_end(workers, deadline)
         try:
-            waiter.park(max(0.0, deadline + _GRACE - _prims.monotonic()))
+            self._wait_ended(workers, deadline)
         finally:  # also after a Ctrl-C
             self._finish_end(workers)
 
-    def _begin_end(self, workers: tuple[Worker, ...], timeout: float) -> float:
-        """Tell the workers to wind down; return the deadline on the runtime clock."""
-        deadline = _prims.monotonic() + timeout
+    def _begin_end(self, workers: tuple[Worker, ...], deadline: float) -> RuntimeClosedError:
+        """Tell the workers to wind down; a second call may bring the deadline forward."""
         refusal = RuntimeClosedError(f"the task was not run to its end: {self!r} was closed")
         for worker in workers:
             worker.post(worker.begin_wind_down, refusal, deadline)
-        return deadline
+        return refusal
+
+    def _wait_ended(self, workers: tuple[Worker, ...], deadline: float) -> None:
+        """Wait for the workers' end until a little after the deadline. A plain thread."""
+        waiter = ThreadWaiter()
+        all_done(worker.ended for worker in workers)._add_waiter(waiter.wake)
+        waiter.park(max(0.0, deadline + _GRACE - _prims.monotonic()))
+
+    def _wait_closed(self, deadline: float) -> None:
+        """Wait for somebody else's close, which is bounded unless its own thread is stuck. A plain thread."""
+        try:
+            self._closed._block(max(0.0, deadline + 2 * _GRACE - _prims.monotonic()), ".close()")
+        except TimeoutError:
+            logger.error("polyloop: %r: whoever closes it has not come to an end", self)
 
     def _finish_end(self, workers: tuple[Worker, ...]) -> None:
         """Complete the handles of workers that did not come back, and publish the report."""
         stuck: list[Stuck] = []
         for worker in workers:
             stuck.extend(worker.stuck)
-            if not worker.ended.done() and worker.thread is not None:
-                stuck.append(stuck_thread(worker.thread, worker.name))
-                worker.leave_behind(RuntimeClosedError(f"{self!r} was closed while {worker!r} was stuck"))
+            if not worker.ended.done():
+                stuck.append(stuck_thread(worker.ident, worker.thread_name, worker.name))
+                worker.abandon(RuntimeClosedError(f"{self!r} was closed while {worker!r} was stuck"))
             elif worker.thread is not None:
                 worker.thread.join(_GRACE)
         self._publish(tuple(stuck))
@@ -450,8 +494,11 @@ class Runtime:
             f"{self!r} belongs to the parent process: only the thread that forked lives on in this one;"
             " start a new Runtime here, or use the 'spawn' or 'forkserver' start method"
         )
+        self._forked_error = error
         for worker in self._workers:
-            worker.forked(error)
+            worker.cut_off(error)
+        for worker in self._workers:
+            worker.leave_behind(error)
         self._closed._complete(ShutdownReport())
 
 
