@@ -85,7 +85,7 @@ def measure(size: Size, step: Step) -> CrawlResult:
 def _frozen_heap() -> Iterator[None]:
     """Keep what was loaded so far out of the garbage collections, as a service would do after its start.
 
-    Without the GIL each collection stops all threads and looks at every object, so what it need not see is time for all.
+    Without the GIL each collection stops all threads and looks at every object, so less to see is time won.
     """
     gc.collect()
     gc.freeze()
