@@ -6,11 +6,15 @@ Everything here runs on the loop's own thread, except ``thread_stack``.
 import asyncio
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from polyloop._core import _prims
+
+
+#: Seconds that each step after the deadline gets, so that one with nothing to do is not taken for stuck.
+_LEAST_STEP = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +23,7 @@ class Stuck:
 
     Attributes:
         kind: ``"task"`` for a coroutine that swallowed its cancellation, ``"thread"`` for a thread that never came back
-            to its loop.
+            to its loop, or of a loop's default executor.
         name: The task's or thread's name.
         where: Name of the worker.
         stack: Its stack at that moment, outermost frame first, one ``file:line in function`` each.
@@ -67,14 +71,29 @@ def _report_error(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[Any]") ->
     loop.call_exception_handler({"message": message, "exception": exc, "task": task})
 
 
-async def finish_loop(loop: asyncio.AbstractEventLoop, deadline: float) -> None:
-    """Close async generators and the loop's own default executor, as ``asyncio.run`` does, but within ``deadline``."""
-    for step in (loop.shutdown_asyncgens, loop.shutdown_default_executor):
-        left = max(0.05, deadline - _prims.monotonic())
-        try:
-            await asyncio.wait_for(step(), left)
-        except (TimeoutError, NotImplementedError):
-            continue
+async def finish_loop(loop: asyncio.AbstractEventLoop, deadline: float, where: str) -> list[Stuck]:
+    """Close async generators and the loop's own default executor, as ``asyncio.run`` does, but within ``deadline``.
+
+    Returns:
+        The threads of that executor that did not end.
+    """
+    await _until(loop.shutdown_asyncgens(), deadline)
+    # Looked up before: the loop forgets them. No public name leads to them, and without one this names nothing.
+    threads = set(getattr(getattr(loop, "_default_executor", None), "_threads", ()))
+    if await _until(loop.shutdown_default_executor(), deadline):
+        return []
+    return [stuck_thread(thread.ident, thread.name, where) for thread in threads if thread.is_alive()]
+
+
+async def _until(step: Coroutine[Any, Any, object], deadline: float) -> bool:
+    """Wait for a step of the end; say whether it was done in time."""
+    try:
+        await asyncio.wait_for(step, max(_LEAST_STEP, deadline - _prims.monotonic()))
+    except TimeoutError:
+        return False
+    except NotImplementedError:  # a foreign loop without such a thing
+        pass
+    return True
 
 
 def stuck_task(task: "asyncio.Task[Any]", where: str) -> Stuck:
@@ -83,9 +102,9 @@ def stuck_task(task: "asyncio.Task[Any]", where: str) -> Stuck:
     return Stuck("task", task.get_name(), where, stack)
 
 
-def stuck_thread(thread: Any, where: str) -> Stuck:
+def stuck_thread(ident: int | None, name: str, where: str) -> Stuck:
     """Describe a thread that would not end. Any thread."""
-    return Stuck("thread", thread.name, where, thread_stack(thread.ident))
+    return Stuck("thread", name, where, () if ident is None else thread_stack(ident))
 
 
 def thread_stack(ident: int) -> tuple[str, ...]:

@@ -182,11 +182,11 @@ class WorkerSelector(selectors.DefaultSelector):
         super().close()
 
     def cut_off(self, error: BaseException) -> None:
-        """In a forked child: leave the parent's epoll alone, and let a loop that goes on here fail with ``error``.
+        """In a forked child: leave the parent's epoll alone, and fail a loop that goes on here with ``error``.
 
-        The epoll object is one, shared by both processes: a descriptor that the child takes out of it, for instance when
-        its copy of the loop is closed at exit, would be gone for the parent too. So the child's descriptor is pointed at a
-        fresh one. (kqueue is not inherited.)
+        Both processes share one epoll object: a descriptor that the child takes out of it, for instance when its copy of
+        the loop is closed at exit, would be gone for the parent too. So the child's descriptor is pointed at a fresh
+        one. (kqueue is not inherited.)
         """
 
         def refuse(timeout: float | None = None) -> "Events":

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from polyloop._core import _prims
-from polyloop._core._completion import Completion
+from polyloop._core._completion import Completion, copy_exception
+from polyloop._core._context import here
 from polyloop._core._ending import Stuck, cancel_all, finish_loop, stuck_task
 from polyloop._core._errors import RuntimeClosedError, WorkerDiedError
 from polyloop._core._handle import TaskHandle
@@ -62,10 +63,11 @@ class Worker(Port):
         self.ended = Completion[None]()
         self.ready = Completion[None]()
         self.stealing = stealing
-        self.thread: _prims.Thread | None = None
+        self.thread: _prims.Thread | None = None  # the one that start_thread started
         self.peers: Sequence[Worker] = ()  # all workers of the runtime; set before the loop runs
         self.runtime: object = None  # set by the runtime that made it
         self.adopt: Callable[[TaskHandle[Any]], bool] | None = None  # takes waiting tasks of a worker that died
+        self.on_close: Callable[[float], object] | None = None  # ends this worker instead of begin_wind_down
         self.on_fatal: Callable[[BaseException], object] | None = None  # takes SystemExit and KeyboardInterrupt
         self.selector: WorkerSelector | None = None  # None for a foreign loop
         self.stuck: list[Stuck] = []  # what would not end; written by the loop's thread
@@ -76,8 +78,14 @@ class Worker(Port):
         self._budget = StartBudget()
         self._refusal: BaseException | None = None  # why nothing starts here any more; set before the last sweep
         self._stopping = False  # the loop may end; owner thread only
-        self._winding: asyncio.Task[None] | None = None
+        self._winding: asyncio.Task[None] | None = None  # owner thread only, as is the deadline
+        self._wind_down_by = 0.0
         self._next_victim = 0
+
+    @property
+    def thread_name(self) -> str:
+        """Name of the thread that runs the loop: the caller's own for the first worker of ``polyloop.run``."""
+        return "MainThread" if self.thread is None else self.thread.name
 
     @property
     def load(self) -> int:
@@ -117,7 +125,7 @@ class Worker(Port):
 
     def _start_posted(self, handle: TaskHandle[Any]) -> None:
         if self._refusal is not None:
-            handle._refuse(self._refusal)
+            handle._refuse(copy_exception(self._refusal))
         else:
             handle._start(self)
 
@@ -126,6 +134,9 @@ class Worker(Port):
         self.mailbox.drain()
         waiting = self.unstarted
         if waiting:
+            if self._refusal is not None:
+                self._refuse_unstarted()
+                return
             count = self._budget.allow(len(waiting), _prims.monotonic_ns()) if self.stealing else len(waiting)
             for _ in range(count):
                 try:
@@ -172,9 +183,11 @@ class Worker(Port):
 
     def _serve_foreign(self) -> None:
         self.mailbox.tokens.append(None)  # before the drain: a post from now on schedules the next one
-        self.serve()
-        if self.unstarted or self.on_idle():
-            self.mailbox.signal()
+        try:
+            self.serve()
+        finally:  # a SystemExit may have ended the drain early
+            if self.mailbox.items or self.unstarted or self.on_idle():
+                self.mailbox.signal()
 
     # Life: the worker's own thread
 
@@ -185,6 +198,8 @@ class Worker(Port):
     def new_loop(self) -> asyncio.AbstractEventLoop:
         """Make this worker's loop and take it over, on the thread that will run it."""
         loop = self._new_loop()
+        if not isinstance(loop, asyncio.AbstractEventLoop):
+            raise TypeError(f"loop_factory must return a new event loop, got {loop!r} from {self._loop_factory!r}")
         self.bind(loop)
         if self._debug is not None:
             loop.set_debug(self._debug)
@@ -211,7 +226,7 @@ class Worker(Port):
         try:
             loop = self.new_loop()
         except BaseException as exc:
-            self._refusal = exc
+            self.leave_behind(WorkerDiedError(f"{self!r} never ran: its loop_factory raised {exc!r}"))
             self.ready._complete(None, exc)
             self.ended._complete(None)
             return
@@ -220,11 +235,12 @@ class Worker(Port):
             self._run_until_stopped(loop)
         finally:
             self.bury()
+            if not self.ready.done():  # the loop ended in its first step
+                self.ready._complete(None, self._refusal)
             self.ended._complete(None)
 
     def _run_until_stopped(self, loop: asyncio.AbstractEventLoop) -> None:
         while not self._stopping:
-            reason = "its loop was stopped from inside"
             try:
                 loop.run_forever()
             except (SystemExit, KeyboardInterrupt) as exc:
@@ -233,19 +249,23 @@ class Worker(Port):
                     self.on_fatal(exc)
                 continue
             except BaseException as exc:
-                reason = f"its loop failed with {exc!r}"
-                logger.critical("polyloop: %r died: %s", self, reason, exc_info=exc)
-            if not self._stopping:
-                self._die(loop, reason)
+                self._die(loop, f"its event loop raised {exc!r}", exc)
+            else:
+                if not self._stopping:
+                    self._die(loop, "its event loop was stopped from inside; loop.stop() is not for a loop of polyloop")
 
-    def _die(self, loop: asyncio.AbstractEventLoop, reason: str) -> None:
+    def _die(self, loop: asyncio.AbstractEventLoop, reason: str, cause: BaseException | None = None) -> None:
         """The loop ended on its own: complete what it owned, then let its tasks clean up for a moment."""
         self._stopping = True
-        logger.error("polyloop: %r died: %s", self, reason)
-        self.close_doors(WorkerDiedError(f"{self!r} died: {reason}"))
+        refusal = WorkerDiedError(f"{self!r} died: {reason}")
+        refusal.__cause__ = cause
+        self.close_doors(refusal)
+        logger.critical("polyloop: %s", refusal, exc_info=cause)
         self.forsake()
+        cleanup = cancel_all(loop, _prims.monotonic() + _DEATH_TIMEOUT, ())
         with contextlib.suppress(BaseException):
-            loop.run_until_complete(cancel_all(loop, _prims.monotonic() + _DEATH_TIMEOUT, ()))
+            loop.run_until_complete(cleanup)
+        cleanup.close()  # a loop beyond use has never begun it
 
     def close_doors(self, refusal: BaseException) -> None:
         """Start nothing from now on; what waits is refused, or handed over if this worker died. Loop thread."""
@@ -263,19 +283,34 @@ class Worker(Port):
             except IndexError:
                 return
             if self.adopt is None or not isinstance(refusal, WorkerDiedError) or not self.adopt(handle):
-                handle._refuse(refusal)
+                handle._refuse(copy_exception(refusal))
 
     def _late(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         if fn == self._start_posted:
-            args[0]._refuse(self._refusal)
+            assert self._refusal is not None
+            args[0]._refuse(copy_exception(self._refusal))
 
     def begin_wind_down(self, refusal: BaseException, deadline: float) -> None:
-        """Wind down and stop the loop. Posted by whoever closes the runtime; runs on the loop."""
-        self._winding = self.loop.create_task(self._wind_down_and_stop(refusal, deadline))
+        """Wind down and stop the loop. Posted by whoever closes the runtime; runs on the loop.
 
-    async def _wind_down_and_stop(self, refusal: BaseException, deadline: float) -> None:
+        A second call may bring the deadline forward.
+        """
+        if self.on_close is not None:
+            self.on_close(deadline)
+        elif self._winding is None:
+            self._wind_down_by = deadline
+            self._winding = self.loop.create_task(self._wind_down_and_stop(refusal))
+        elif deadline < self._wind_down_by:
+            self._wind_down_by = deadline
+            self._winding.cancel()
+
+    async def _wind_down_and_stop(self, refusal: BaseException) -> None:
         try:
-            await self.wind_down(refusal, deadline)
+            while True:
+                try:
+                    return await self.wind_down(refusal, self._wind_down_by)
+                except asyncio.CancelledError:  # the deadline has moved, or user code cancels every task it finds
+                    continue
         finally:
             self._stopping = True
             self.loop.stop()
@@ -285,8 +320,8 @@ class Worker(Port):
         self.close_doors(refusal)
         ours = [handle._task for handle in self.live]
         pending = await cancel_all(self.loop, deadline, ours)
-        self.stuck.extend(stuck_task(task, self.name) for task in pending)
-        await finish_loop(self.loop, deadline)
+        self.stuck = [stuck_task(task, self.name) for task in pending]
+        self.stuck += await finish_loop(self.loop, deadline, self.name)
 
     def forsake(self) -> None:
         """Complete every handle that runs here with the refusal. Any thread, once the loop will not do it."""
@@ -299,23 +334,36 @@ class Worker(Port):
                 return
             if self.is_current():
                 handle._task = None  # dropped on its own thread
-            handle._fail(refusal)
+            handle._fail(copy_exception(refusal))
 
     def bury(self) -> None:
         """The loop will not run again: close it and complete what is left. The loop's thread."""
-        if not self.loop.is_closed():
-            self.loop.close()
-        self.leave_behind(RuntimeClosedError(f"{self!r} has ended"))
+        try:
+            if not self.loop.is_closed():
+                self.loop.close()
+        except Exception:
+            logger.exception("polyloop: the event loop of %r could not be closed", self)
+        finally:
+            self.leave_behind(RuntimeClosedError(f"{self!r} has ended"))
+            if here.port is self:
+                here.port = None
 
     def leave_behind(self, refusal: BaseException) -> None:
-        """Complete every handle that this worker still owns, and refuse what comes. Any thread, once the loop is lost."""
+        """Complete every handle that this worker owns, and refuse what comes. Any thread, once the loop is lost."""
         self.close_doors(refusal)
         self.forsake()
         self.mailbox.close()
 
-    def forked(self, refusal: BaseException) -> None:
-        """In a forked child, where this worker's thread does not exist: complete its handles, wake nobody."""
+    def abandon(self, refusal: BaseException) -> None:
+        """Leave a worker behind whose thread is stuck; should it come back, it ends. Any thread."""
+        self.leave_behind(refusal)
+        with contextlib.suppress(RuntimeError):  # it came back and closed its loop just now
+            self.loop.call_soon_threadsafe(self.begin_wind_down, refusal, 0.0)
+
+    def cut_off(self, refusal: BaseException) -> None:
+        """In a forked child: share nothing with the parent's loop any more. Before any worker is left behind."""
         # The waker's descriptor is shared with the parent: without a token nobody writes to it.
         self.mailbox.tokens.clear()
         self._refusal = refusal
-        self.leave_behind(refusal)
+        if self.selector is not None:
+            self.selector.cut_off(refusal)

@@ -13,11 +13,18 @@ from polyloop.runtime._runtime import On, Runtime, open_lock, open_runtimes
 def find_runtime() -> Runtime | None:
     """The runtime of the calling thread, or ``None``; see ``current_runtime``."""
     for port in (here.port, here.call_port):
-        if isinstance(port, Worker) and isinstance(port.runtime, Runtime):
+        # A closed loop is left over from a run that has ended on this thread.
+        if isinstance(port, Worker) and isinstance(port.runtime, Runtime) and not port.loop.is_closed():
             return port.runtime
     with open_lock:
         running = list(open_runtimes)
     return running[0] if len(running) == 1 else None
+
+
+def running_runtime() -> Runtime | None:
+    """``find_runtime``, or ``None`` if it is closing: what a cancelled task starts to clean up stays on its own loop."""
+    runtime = find_runtime()
+    return runtime if runtime is not None and runtime._state == "running" else None
 
 
 def current_runtime() -> Runtime:

@@ -6,7 +6,7 @@ whose worker was asked for (by name, by key, "here") is never stolen; one that a
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 from polyloop._core._worker import Worker
 
@@ -77,17 +77,22 @@ type PlacementName = Literal["least_loaded", "round_robin", "here"]
 _POLICIES: dict[str, Callable[[], Placement]] = {"least_loaded": LeastLoaded, "round_robin": RoundRobin, "here": Here}
 
 
-def policy_named(name: str) -> Placement:
-    """A new policy object for one of the names users write.
+def policy_for(placement: object) -> Placement:
+    """The policy that a user's ``placement=`` or ``on=`` means.
 
     Raises:
-        ValueError: there is no such policy.
+        ValueError: it is a name, and no policy has it.
+        TypeError: it is neither a name nor an object with a ``choose`` method.
     """
-    try:
-        return _POLICIES[name]()
-    except KeyError:
-        known = ", ".join(map(repr, _POLICIES))
-        raise ValueError(f"no placement is called {name!r}; use one of {known}, a Worker, or a policy object") from None
+    known = ", ".join(map(repr, _POLICIES))
+    if isinstance(placement, str):
+        policy = _POLICIES.get(placement)
+        if policy is None:
+            raise ValueError(f"no placement is called {placement!r}; use one of {known}, a Worker, or a policy object")
+        return policy()
+    if isinstance(placement, type) or not callable(getattr(placement, "choose", None)):
+        raise TypeError(f"{placement!r} is no placement; use one of {known}, a Worker, or an object with choose()")
+    return cast("Placement", placement)
 
 
 def by_key(key: Hashable, workers: Sequence[Worker]) -> Worker:

@@ -4,7 +4,7 @@ The calling thread is worker 0, so the main task runs where ``asyncio.run`` woul
 signals and Ctrl-C their usual meaning. The other workers are threads beside it.
 
 The order of the end: the main task is done; all workers, this one included, wind down together under one deadline;
-the Runner closes the loop. A Ctrl-C during the wind-down makes the deadline now.
+the loop is closed. A Ctrl-C during the wind-down makes the deadline now.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import Any
 from polyloop._core import _prims
 from polyloop._core._completion import all_done, copy_exception
 from polyloop._core._context import runs_a_loop
-from polyloop._core._errors import RuntimeClosedError
+from polyloop._core._port import logger
 from polyloop._core._selftest import check_factory
 from polyloop._core._worker import LoopFactory
 from polyloop.runtime._placement import Placement, PlacementName
@@ -46,7 +46,8 @@ def run[T](
         The result of ``main``.
     Raises:
         TypeError: ``main`` is not a coroutine.
-        RuntimeError: a loop already runs on this thread.
+        RuntimeError: a loop already runs on this thread, or a task stopped the loop of ``main``.
+        CancelledError: another thread closed the runtime.
         UnreliableLoopError: the loops of ``loop_factory`` lose cross-thread wake-ups.
         BaseException: what ``main`` raised; ``SystemExit`` and ``KeyboardInterrupt`` of a task on any loop.
     Thread safety: any thread that runs no loop; off the main thread no signal handler is installed.
@@ -81,71 +82,93 @@ class _Run:
         self._runtime = runtime
         self._worker = runtime.workers[0]
         self._others = runtime.workers[1:]
+        self._main: Coroutine[Any, Any, Any] | None = None
+        self._deadline: float | None = None  # set by somebody else who closes the runtime; worker 0's thread
 
     def run[T](self, main: Coroutine[Any, Any, T], debug: bool | None) -> T:
-        runtime, worker = self._runtime, self._worker
+        worker = self._worker
+        self._main = main
+        # The Runner is never closed: winding down does all that its close does, within a deadline.
         runner = asyncio.Runner(debug=debug, loop_factory=worker.new_loop)
         try:
-            runner.get_loop()
-            if runtime._loop_factory is not None and not self._others:
-                check_factory(runtime._loop_factory)
-            runtime._begin()
-            runtime._start_threads(self._others)
+            self._start(runner)
         except BaseException:
             main.close()
-            runner.close()
+            if worker.ident:
+                worker.bury()
             raise
-        for other in self._others:
-            other.on_fatal = self._raise_here
-        worker.ready._complete(None)
         with signals_wake(worker):
             try:
                 return runner.run(main)
             finally:
-                self._end(runner)
+                if self._runtime._forked_error is None:  # else this is a child, and all this is its parent's
+                    self._end(runner)
+
+    def _start(self, runner: asyncio.Runner) -> None:
+        runtime, worker = self._runtime, self._worker
+        runner.get_loop()
+        if runtime._loop_factory is not None and not self._others:
+            check_factory(runtime._loop_factory)
+        worker.on_close = self._closed_by_other
+        for other in self._others:
+            other.on_fatal = self._raise_here
+        runtime._begin()
+        runtime._start_threads(self._others)
+        worker.ready._complete(None)
 
     def _raise_here(self, exc: BaseException) -> None:
         """SystemExit or KeyboardInterrupt on another loop: it leaves ``run`` on this thread, as asyncio's would."""
         self._worker.post(_raise, copy_exception(exc))
 
+    def _closed_by_other(self, deadline: float) -> None:
+        """Somebody else closes the runtime: cancel the main task, and leave the rest to ``_end``. On worker 0."""
+        if self._deadline is None:
+            self._deadline = deadline
+            for task in asyncio.all_tasks(self._worker.loop):
+                if task.get_coro() is self._main:
+                    task.cancel()
+
     def _end(self, runner: asyncio.Runner) -> None:
         runtime, worker = self._runtime, self._worker
-        if not runtime._claim_close():
-            # Closed by somebody else, from a plain thread: that thread has told this worker to wind down.
-            runtime._closed._block(None, ".close()")
+        mine = runtime._claim_close()
+        deadline = self._deadline
+        if deadline is None:
+            deadline = _prims.monotonic() + runtime._shutdown_timeout
+        refusal = runtime._begin_end(self._others, deadline)
         try:
-            runner.run(self._wind_down())
-        except KeyboardInterrupt:
-            runner.run(self._wind_down_now())
+            _drive(runner, self._wind_down(refusal, deadline))
+        except (KeyboardInterrupt, SystemExit):  # of a signal, or of a task that was being cancelled
+            deadline = _prims.monotonic()
+            runtime._begin_end(self._others, deadline)
+            _drive(runner, self._wind_down(refusal, deadline))
+            raise
+        except Exception as exc:  # the loop is beyond use, as whoever called run() hears from its main task
+            logger.critical("polyloop: %r could not wind down: its event loop raised %r", worker, exc)
+            runtime._wait_ended(self._others, deadline)
         finally:
-            if not worker.stuck:  # else Runner.close would wait for what is stuck, without limit
-                runner.close()
             worker.bury()
             worker.ended._complete(None)
-            runtime._finish_end(runtime.workers)
+            if mine:
+                runtime._finish_end(runtime.workers)
+            else:
+                runtime._wait_closed(deadline)
 
-    async def _wind_down(self) -> None:
-        runtime, worker = self._runtime, self._worker
-        deadline = runtime._begin_end(self._others, runtime._shutdown_timeout)
-        refusal = RuntimeClosedError(f"the task was not run to its end: {runtime!r} was closed")
+    async def _wind_down(self, refusal: BaseException, deadline: float) -> None:
+        worker = self._worker
         await worker.wind_down(refusal, deadline)
-        await self._others_ended(deadline + _GRACE - _prims.monotonic())
-
-    async def _wind_down_now(self) -> None:
-        refusal = RuntimeClosedError(f"the task was not run to its end: {self._runtime!r} was interrupted")
-        now = _prims.monotonic()
-        for other in self._others:
-            other.post(other.begin_wind_down, refusal, now)
-        await self._worker.wind_down(refusal, now)
-        await self._others_ended(_GRACE)
-
-    async def _others_ended(self, timeout: float) -> None:
         ended = all_done(other.ended for other in self._others)
         try:
-            async with asyncio.timeout(max(0.0, timeout)):
+            async with asyncio.timeout(max(0.0, deadline + _GRACE - _prims.monotonic())):
                 await ended
         except TimeoutError:
             return  # _finish_end names them
+
+
+def _drive(runner: asyncio.Runner, step: Coroutine[Any, Any, None]) -> None:
+    try:
+        runner.run(step)
+    finally:
+        step.close()  # a loop beyond use has not begun it
 
 
 def _raise(exc: BaseException) -> None:

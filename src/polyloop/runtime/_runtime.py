@@ -91,7 +91,7 @@ class Runtime:
         shutdown_timeout: float = SHUTDOWN_TIMEOUT,
     ) -> None:
         count = default_loops() if loops is None else loops
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, int) or count < 1:  # type: ignore[redundant-expr]
             raise ValueError(f"a runtime needs a whole number of loops, at least one; got loops={loops!r}")
         self.name = name
         self._policy = policy_for(placement)
@@ -156,9 +156,10 @@ class Runtime:
 
         .. versionadded:: 0.1
         """
-        if asyncio.iscoroutine(fn):
-            fn.close()
-            raise TypeError(f"spawn() calls the async function itself, got the coroutine {fn!r}; use submit() for that")
+        given: object = fn
+        if isinstance(given, CoroutineType):
+            given.close()
+            raise TypeError(f"spawn() calls the function itself, got {fn!r}; write spawn(fetch, url), or submit(fetch(url))")
         if self._state != "running":
             raise self._closed_error(getattr(fn, "__qualname__", repr(fn)))
         coro = fn(*args)
@@ -249,7 +250,7 @@ class Runtime:
             raise ValueError(f"the placement of a task chose {worker!r}; it must return one of the workers of {self!r}")
         return worker
 
-    def _policy_for(self, on: PlacementName | Placement) -> Placement:
+    def _policy_for(self, on: On) -> Placement:
         if not isinstance(on, str):
             return policy_for(on)
         policy = self._policies.get(on)
