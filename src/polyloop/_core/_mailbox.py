@@ -10,9 +10,9 @@ the poster sees the token. It relies on ``deque.append``, ``pop`` and ``popleft`
 length of a deque being a sequentially consistent load (CPython 3.13 ``_collectionsmodule.c``); with the GIL it holds
 trivially. Stress: ``tests/_core/test_mailbox_stress.py``.
 
-Why nothing is lost at close. The consumer sets ``closed`` and *then* empties ``items``; the poster appends and *then*
-reads ``closed``. An append that comes after the consumer's last ``popleft`` in the deque's own order therefore reads
-``closed`` as true, and the poster empties the deque itself. Every item is popped by exactly one thread.
+Why nothing is lost at close. The closer sets ``_closed``, leaves a token for good and *then* empties ``items``; the poster
+appends and *then* looks at ``tokens``. An append that comes after the closer's last ``popleft`` in the deque's own order
+therefore sees the token, reads ``_closed`` as true, and empties the deque itself. Every item is popped by one thread.
 """
 
 from collections import deque
@@ -31,7 +31,7 @@ class Mailbox:
         late: Gets each callable that was still queued at close or came after it. Any thread; must not raise.
     """
 
-    __slots__ = ("_closed", "_late", "_report", "items", "tokens", "wake")
+    __slots__ = ("_closed", "_late", "_report", "_wake", "items", "post", "tokens")
 
     def __init__(
         self,
@@ -41,31 +41,25 @@ class Mailbox:
     ) -> None:
         self.items: deque[Posted] = deque()  # appended by any thread, popped by the consumer
         self.tokens: deque[None] = deque()  # appended by the consumer, popped by whoever wakes it
-        self.wake = wake  # set before the first post
+        self.post = _poster(self.items.append, self.tokens, self.signal)
+        self._wake = wake
         self._report = report
         self._late = late
         self._closed = False  # set once, at the end
 
-    def post(self, fn: Callable[..., object], *args: Any) -> None:
-        """Queue ``fn(*args)`` to run on the consumer's thread.
-
-        Thread safety: any thread, signal handlers included. Posts of one thread run in their order. A post to a
-        closed mailbox goes to ``late`` at once.
-        """
-        self.items.append((fn, args))
-        if self.tokens:
-            self.signal()
-        if self._closed:
-            self._sweep()
-
     def signal(self) -> bool:
-        """Wake the consumer if it sleeps and nobody else has woken it yet; say whether this call did."""
-        try:
-            self.tokens.pop()  # atomic: one token has one popper
-        except IndexError:
-            return False
-        self.wake()
-        return True
+        """Wake the consumer if it sleeps and nobody else has woken it yet; say whether this call did. Any thread."""
+        if not self._closed:
+            try:
+                self.tokens.pop()  # atomic: one token has one popper
+            except IndexError:
+                return False
+            if not self._closed:
+                self._wake()
+                return True
+            self.tokens.append(None)  # it was the one that close() left for good: nobody sleeps, and nobody may be woken
+        self._sweep()
+        return False
 
     def drain(self) -> None:
         """Run what is queued now; what these calls post waits for the next drain. Consumer thread only."""
@@ -90,6 +84,7 @@ class Mailbox:
     def close(self) -> None:
         """Hand all that is queued, and all that comes later, to ``late``. Any thread, once the consumer is lost."""
         self._closed = True
+        self.tokens.append(None)
         self._sweep()
 
     def _sweep(self) -> None:
@@ -99,3 +94,21 @@ class Mailbox:
             except IndexError:
                 return
             self._late(fn, args)
+
+
+def _poster(
+    append: Callable[[Posted], object], tokens: deque[None], signal: Callable[[], object]
+) -> Callable[..., None]:
+    """Make ``Mailbox.post``: a closure, because it is the hottest function of all and attributes would double its price."""
+
+    def post(fn: Callable[..., object], *args: Any) -> None:
+        """Queue ``fn(*args)`` to run on the consumer's thread.
+
+        Thread safety: any thread, signal handlers included. Posts of one thread run in their order. A post to a
+        closed mailbox goes to ``late`` at once.
+        """
+        append((fn, args))
+        if tokens:
+            signal()
+
+    return post
