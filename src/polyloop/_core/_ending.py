@@ -96,10 +96,10 @@ async def _until(step: Coroutine[Any, Any, object], deadline: float) -> bool:
     return True
 
 
-def stuck_task(task: "asyncio.Task[Any]", where: str) -> Stuck:
+def stuck_task(task: "asyncio.Task[Any]", name: str, where: str) -> Stuck:
     """Describe a task of this thread's loop that would not end."""
     stack = tuple(_frame(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name) for frame in task.get_stack())
-    return Stuck("task", task.get_name(), where, stack)
+    return Stuck("task", name, where, stack)
 
 
 def stuck_thread(ident: int | None, name: str, where: str) -> Stuck:

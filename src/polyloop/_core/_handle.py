@@ -252,10 +252,16 @@ class TaskHandle[T](Completion[T]):
             task = asyncio.Task(
                 self._coro, loop=port.loop, name=self._name, context=self._context, eager_start=True
             )
-        except (SystemExit, KeyboardInterrupt) as exc:  # raised by the first step; asyncio lets them out of the loop
-            live.discard(self)
-            self._fail(exc)
-            raise
+        except BaseException as exc:
+            # The first step raised SystemExit or KeyboardInterrupt, which asyncio lets out of the loop; or the task could
+            # not be made, for instance because another thread is in its context.
+            self._coro.close()
+            if self in live:
+                live.discard(self)
+                self._fail(exc)
+            if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+                raise
+            return
         self._task = task
         if task.done():
             self._finish(task)

@@ -125,7 +125,7 @@ class Worker(Port):
 
     def _start_posted(self, handle: TaskHandle[Any]) -> None:
         if self._refusal is not None:
-            handle._refuse(copy_exception(self._refusal))
+            self._refuse(handle)
         else:
             handle._start(self)
 
@@ -283,12 +283,23 @@ class Worker(Port):
             except IndexError:
                 return
             if self.adopt is None or not isinstance(refusal, WorkerDiedError) or not self.adopt(handle):
-                handle._refuse(copy_exception(refusal))
+                self._refuse(handle)
+
+    def _refuse(self, handle: TaskHandle[Any]) -> None:
+        """Complete a handle that nobody will start. Any thread that popped it."""
+        handle._refuse(self._reason_for(handle))
+
+    def _reason_for(self, handle: TaskHandle[Any]) -> BaseException:
+        """The refusal, as an object of this handle's own: two threads must not raise one exception at once."""
+        refusal = self._refusal
+        assert refusal is not None
+        if not isinstance(refusal, WorkerDiedError):
+            handle._watched = True  # that a close cuts tasks short is no news to the log
+        return copy_exception(refusal)
 
     def _late(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
         if fn == self._start_posted:
-            assert self._refusal is not None
-            args[0]._refuse(copy_exception(self._refusal))
+            self._refuse(args[0])
 
     def begin_wind_down(self, refusal: BaseException, deadline: float) -> None:
         """Wind down and stop the loop. Posted by whoever closes the runtime; runs on the loop.
@@ -318,9 +329,9 @@ class Worker(Port):
     async def wind_down(self, refusal: BaseException, deadline: float) -> None:
         """Refuse what waits, cancel what runs, close what asyncio closes; name in ``stuck`` what would not end."""
         self.close_doors(refusal)
-        ours = [handle._task for handle in self.live]
-        pending = await cancel_all(self.loop, deadline, ours)
-        self.stuck = [stuck_task(task, self.name) for task in pending]
+        names = {handle._task: handle.name for handle in self.live}
+        pending = await cancel_all(self.loop, deadline, names)
+        self.stuck = [stuck_task(task, names.get(task) or task.get_name(), self.name) for task in pending]
         self.stuck += await finish_loop(self.loop, deadline, self.name)
 
     def forsake(self) -> None:
@@ -334,7 +345,7 @@ class Worker(Port):
                 return
             if self.is_current():
                 handle._task = None  # dropped on its own thread
-            handle._fail(copy_exception(refusal))
+            handle._fail(self._reason_for(handle))
 
     def bury(self) -> None:
         """The loop will not run again: close it and complete what is left. The loop's thread."""
