@@ -1,0 +1,135 @@
+"""What all tests share: loops in threads, kinds of event loops, seeds, and a look at what each test leaves behind."""
+
+import asyncio
+import contextlib
+import importlib
+import importlib.util
+import os
+import random
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from tests import leaks
+
+from polyloop.testing import TestLoop
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
+leaks.install()
+
+
+def gil_came_on() -> bool:
+    """Whether a free-threaded interpreter has lost its freedom, so that the tests prove nothing any more."""
+    return FREE_THREADED and sys._is_gil_enabled() and os.environ.get("PYTHON_GIL") != "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def free_threaded_to_the_end() -> Iterator[None]:
+    """The first and the last test of a session on a free-threaded build run without the GIL."""
+    assert not gil_came_on()
+    yield
+    assert not gil_came_on()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """A thread, loop, task or socket that outlives its test fails it, and so does a GIL that came on."""
+    gil_before = gil_came_on()
+    before = leaks.Snapshot()
+    yield
+    found = before.leaks()
+    if found:
+        pytest.fail("the test left something behind:\n" + "\n".join(found), pytrace=False)
+    if gil_came_on() and not gil_before:
+        pytest.fail("an import of this test switched the GIL on", pytrace=False)
+
+
+@pytest.fixture
+def loops() -> Iterator[Callable[[int], list[TestLoop]]]:
+    """Makes test loops that are closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(count: int) -> list[TestLoop]:
+            return [stack.enter_context(TestLoop(f"loop-{index}")) for index in range(count)]
+
+        yield make
+
+
+@pytest.fixture
+def left() -> Iterator[TestLoop]:
+    """A loop in a thread."""
+    with TestLoop("left") as loop:
+        yield loop
+
+
+@pytest.fixture
+def right() -> Iterator[TestLoop]:
+    """Another loop in another thread."""
+    with TestLoop("right") as loop:
+        yield loop
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """A kind of event loop; ``new`` makes one, and is ``None`` for polyloop's own."""
+
+    name: str
+    module: str | None = None
+
+    @property
+    def new(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
+        if self.name == "own":
+            return None
+        if self.module is None:
+            return asyncio.SelectorEventLoop
+        factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module(self.module).new_event_loop
+        return factory
+
+    def why_not(self) -> str | None:
+        """Why this kind cannot be had here, if it cannot."""
+        if self.module is None:
+            return None
+        if importlib.util.find_spec(self.module) is None:
+            return f"{self.module} is not installed"
+        version = getattr(importlib.import_module(self.module), "__version__", "0")
+        if self.module == "uvloop" and FREE_THREADED and tuple(map(int, version.split(".")[:2])) < (0, 23):
+            return f"uvloop {version} loses wake-ups without the GIL"
+        return None
+
+
+FLAVOURS = (Flavour("own"), Flavour("asyncio"), Flavour("uvloop", "uvloop"), Flavour("rloop", "rloop"))
+
+
+@pytest.fixture(params=FLAVOURS, ids=lambda flavour: flavour.name)
+def flavour(request: pytest.FixtureRequest) -> Flavour:
+    """Each kind of event loop in turn."""
+    chosen: Flavour = request.param
+    reason = chosen.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    return chosen
+
+
+@pytest.fixture
+def any_loop(flavour: Flavour) -> Iterator[TestLoop]:
+    """A loop of each kind in turn, served by polyloop."""
+    with TestLoop(f"{flavour.name}-loop", loop_factory=flavour.new) as loop:
+        yield loop
+
+
+@pytest.fixture
+def rng() -> random.Random:
+    """Random numbers with a seed that a failing test shows; POLYLOOP_SEED repeats one."""
+    seed = int(os.environ.get("POLYLOOP_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+    print(f"POLYLOOP_SEED={seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def seconds(request: pytest.FixtureRequest) -> float:
+    """How long a random race goes on: a second, or what POLYLOOP_STRESS_SECONDS says for one marked ``stress``."""
+    marked = request.node.get_closest_marker("stress") is not None
+    return float(os.environ.get("POLYLOOP_STRESS_SECONDS", "60")) if marked else 1.0
