@@ -10,34 +10,19 @@ after it sees ``_done`` and wakes itself. Every waiter is popped, and so woken, 
 import asyncio
 import contextlib
 import contextvars
-import copy
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import Any, cast
 
 from polyloop._core import _prims
 from polyloop._core._context import here, runs_a_loop
+from polyloop._core._errors import copy_exception
 from polyloop._core._parking import ThreadWaiter, refuse_on_loop_thread
 from polyloop._core._port import Port, current_port, logger
 
 
 #: A waiter: called once, by any thread, to wake whoever waits. Must not raise.
 type Wake = Callable[[], object]
-
-
-def copy_exception[E: BaseException](exc: E) -> E:
-    """An equal exception with the same traceback, cause and notes; ``exc`` itself where it cannot be copied."""
-    try:
-        twin = copy.copy(exc)
-    except Exception:
-        return exc
-    if type(twin) is not type(exc):
-        return exc
-    twin.__traceback__ = exc.__traceback__
-    twin.__cause__ = exc.__cause__
-    twin.__context__ = exc.__context__
-    twin.__suppress_context__ = exc.__suppress_context__
-    return twin
 
 
 def MARK() -> None:  # noqa: N802 - a constant that happens to be callable, like every waiter

@@ -4,6 +4,8 @@ A class answers who must act: the runtime has ended, the worker under the task i
 a loop. All of them carry one message, so they pickle.
 """
 
+import copy
+
 
 class PolyloopError(Exception):
     """Base of every error that polyloop raises itself."""
@@ -31,3 +33,18 @@ class UnreliableLoopError(PolyloopError, RuntimeError):
 
 class GilEnabledWarning(RuntimeWarning):
     """The GIL of a free-threaded interpreter was switched on, so loops no longer run in parallel."""
+
+
+def copy_exception[E: BaseException](exc: E) -> E:
+    """An equal exception with the same traceback, cause and notes; ``exc`` itself where it cannot be copied."""
+    try:
+        twin = copy.copy(exc)
+    except Exception:
+        return exc
+    if type(twin) is not type(exc):
+        return exc
+    twin.__traceback__ = exc.__traceback__
+    twin.__cause__ = exc.__cause__
+    twin.__context__ = exc.__context__
+    twin.__suppress_context__ = exc.__suppress_context__
+    return twin

@@ -7,11 +7,13 @@ runs: ``asyncio.run``, Jupyter, pytest, uvloop in its own thread. Handles, waite
 import asyncio
 import contextvars
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from polyloop._core import _prims
 from polyloop._core._context import here
+from polyloop._core._errors import RuntimeClosedError, copy_exception
 from polyloop._core._mailbox import Mailbox
 
 if TYPE_CHECKING:
@@ -36,8 +38,13 @@ class Port:
         self.loop: asyncio.AbstractEventLoop
         self.ident = 0
         self.live: set[TaskHandle[Any]] = set()
-        self.mailbox = Mailbox(self._wake, self._report, self._late)
+        self.mailbox = Mailbox(self._wake, self._report)
         self.post = self.mailbox.post
+        # Tasks placed on this very loop, in the order they came: appended by any thread, popped by whoever starts or
+        # refuses them. For each there is one post of _start_next.
+        self.pinned: deque[TaskHandle[Any]] = deque()
+        self._starter = self._start_next  # bound once: a bound method for each post would be garbage for the collector
+        self._refusal: BaseException | None = None  # why nothing starts here any more; set before the last sweep
         # For callbacks of ours that need no variables: entered by this thread only. A shared one would raise
         # "cannot enter context" when two threads enter it at once.
         self.context = contextvars.Context()
@@ -52,7 +59,35 @@ class Port:
     def admit(self, handle: "TaskHandle[Any]", stealable: bool) -> None:
         """Queue a handle to be started on this loop. Any thread."""
         handle._port = self
-        self.post(handle._start, self)
+        self.pinned.append(handle)
+        self.post(self._starter)
+        if self._refusal is not None:  # read after the append, and set before the sweep: one of the two sees the other
+            self._refuse_pinned()
+
+    def _start_next(self) -> None:
+        try:
+            handle = self.pinned.popleft()
+        except IndexError:  # refused meanwhile
+            return
+        if self._refusal is not None:
+            self._refuse(handle)
+        else:
+            handle._start(self)
+
+    def _refuse_pinned(self) -> None:
+        """Complete what waits to be started here. Any thread that finds this port refusing."""
+        while True:
+            try:
+                handle = self.pinned.popleft()
+            except IndexError:
+                return
+            self._refuse(handle)
+
+    def _refuse(self, handle: "TaskHandle[Any]") -> None:
+        """Complete a handle that nobody will start. Any thread that popped it."""
+        refusal = self._refusal
+        assert refusal is not None
+        handle._refuse(copy_exception(refusal))
 
     def is_current(self) -> bool:
         """Whether the caller runs on this loop's thread."""
@@ -81,9 +116,6 @@ class Port:
         message = f"polyloop: a callable posted to {self!r} raised"
         self.loop.call_exception_handler({"message": message, "exception": exc, "callable": fn})
 
-    def _late(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
-        """A post that came after the loop ended. Nothing lives there that it could concern."""
-
 
 class GuestPort(Port):
     """The port of a loop that polyloop does not own: one coalesced ``call_soon_threadsafe`` per batch."""
@@ -97,7 +129,9 @@ class GuestPort(Port):
         try:
             self.loop.call_soon_threadsafe(self._drain, context=self.context)
         except RuntimeError:  # the loop was closed by its owner: nobody there waits any more
+            self._refusal = RuntimeClosedError(f"the {self.name} was closed before the task could start there")
             self.mailbox.close()
+            self._refuse_pinned()
 
     def _drain(self) -> None:
         self.mailbox.tokens.append(None)  # before the drain: a post from now on schedules the next one

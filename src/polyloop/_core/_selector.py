@@ -12,7 +12,7 @@ import os
 import select
 import selectors
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from polyloop._core import _prims
 from polyloop._core._mailbox import Mailbox
@@ -37,7 +37,7 @@ class Tenant(Protocol):
     """What the selector serves: the loop's mailbox, its tasks that have not started, and its idle moments."""
 
     mailbox: Mailbox
-    unstarted: deque[object]
+    unstarted: deque[Any]
 
     def serve(self) -> None:
         """Run what was posted and start tasks. Loop thread."""
@@ -63,7 +63,7 @@ class WorkerSelector(selectors.DefaultSelector):
         self._waker_key = self.register(self._waker.fileno(), selectors.EVENT_READ, (None, None))
         self._wakes_owed = 0  # tokens that a poster took and whose wake has not been drained yet
         self._tenant: Tenant
-        self._items: deque[object]
+        self._items: list[Any]
         self._unstarted: deque[object]
         self._tokens: deque[None]
         self._polled_ns = 0  # when the sockets were last looked at
@@ -73,7 +73,7 @@ class WorkerSelector(selectors.DefaultSelector):
     def attach(self, tenant: Tenant) -> None:
         """Set what this selector serves; once, before the loop runs."""
         self._tenant = tenant
-        self._items = tenant.mailbox.items  # type: ignore[assignment]
+        self._items = tenant.mailbox.items
         self._tokens = tenant.mailbox.tokens
         self._unstarted = tenant.unstarted
 
@@ -137,8 +137,8 @@ class WorkerSelector(selectors.DefaultSelector):
         return None
 
     def _sleep(self, timeout: float | None) -> "Events":
-        self._tokens.append(None)  # announce the sleep, then look a last time: see _mailbox
-        if self._items or self._unstarted:
+        self._tokens.append(None)  # announce the sleep, then look a last time, by a copy: see _mailbox
+        if self._items[:] or self._unstarted:
             self._retract()
             self._tenant.serve()
             return self._poll_if_due()

@@ -1,13 +1,13 @@
 """A worker: one thread that owns one loop for the life of the runtime.
 
-Work reaches a worker in two queues. ``mailbox`` holds what must run here: wake-ups, cancellations, tasks that were
-placed here by name or key. ``unstarted`` holds tasks that any worker may start; their owner takes them from the left,
-and so does a thief, so the one that has waited longest starts first. A deque's ``popleft`` is atomic, so a task is
-started by exactly one worker.
+Work reaches a worker in three queues. ``mailbox`` holds callables: wake-ups, cancellations, word of other tasks. ``pinned``
+holds tasks that were placed on this worker by name or key. ``unstarted`` holds tasks that any worker may start; their owner
+takes them from the left, and so does a thief, so the one that has waited longest starts first. A deque's ``popleft`` is
+atomic, so a task is started by exactly one worker.
 
 A worker ends in one of two ways. ``wind_down`` (shutdown) cancels what runs, waits for it within a deadline and stops
 the loop. Death is everything else that ends ``run_forever``: user code stopped the loop, or the loop itself raised.
-Either way ``_bury`` completes every handle that is left, so nobody waits for a task of a loop that is gone.
+Either way ``bury`` completes every handle that is left, so nobody waits for a task of a loop that is gone.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from polyloop._core import _prims
-from polyloop._core._completion import Completion, copy_exception
+from polyloop._core._completion import Completion
 from polyloop._core._context import here
 from polyloop._core._ending import Stuck, cancel_all, finish_loop, stuck_task
-from polyloop._core._errors import RuntimeClosedError, WorkerDiedError
+from polyloop._core._errors import RuntimeClosedError, WorkerDiedError, copy_exception
 from polyloop._core._handle import TaskHandle
 from polyloop._core._loop import WorkerLoop
 from polyloop._core._port import Port, logger
@@ -76,7 +76,6 @@ class Worker(Port):
         self._spin_ns = spin_ns
         self._debug = debug
         self._budget = StartBudget()
-        self._refusal: BaseException | None = None  # why nothing starts here any more; set before the last sweep
         self._stopping = False  # the loop may end; owner thread only
         self._winding: asyncio.Task[None] | None = None  # owner thread only, as is the deadline
         self._wind_down_by = 0.0
@@ -101,14 +100,14 @@ class Worker(Port):
 
     def admit(self, handle: TaskHandle[Any], stealable: bool) -> None:
         """Queue a handle to be started here (or, if stealable, by whoever is idle). Any thread."""
-        handle._port = self
         if not stealable:
-            self.mailbox.post(self._start_posted, handle)
+            super().admit(handle, stealable)
             return
+        handle._port = self
         self.unstarted.append(handle)
         if not (self.mailbox.tokens and self.mailbox.signal()):
             self._call_a_thief()
-        if self._refusal is not None:  # read after the append, and set before the last sweep: see Mailbox.close
+        if self._refusal is not None:  # read after the append, and set before the sweep: one of the two sees the other
             self._refuse_unstarted()
 
     def _call_a_thief(self) -> None:
@@ -122,12 +121,6 @@ class Worker(Port):
                 return
 
     # Serving: the loop's thread
-
-    def _start_posted(self, handle: TaskHandle[Any]) -> None:
-        if self._refusal is not None:
-            self._refuse(handle)
-        else:
-            handle._start(self)
 
     def serve(self) -> None:
         """Run what was posted and start waiting tasks. Called by the selector at each tick."""
@@ -178,7 +171,7 @@ class Worker(Port):
         if self.selector is not None:
             self.selector.wake()
             return
-        with contextlib.suppress(RuntimeError):  # the loop is closed: bury() sweeps the mailbox
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody there waits
             self.loop.call_soon_threadsafe(self._serve_foreign, context=self.context)
 
     def _serve_foreign(self) -> None:
@@ -251,7 +244,7 @@ class Worker(Port):
             except BaseException as exc:
                 self._die(loop, f"its event loop raised {exc!r}", exc)
             else:
-                if not self._stopping:
+                if self._winding is None:  # else it ends soon, whatever a task stops while it is being cancelled
                     self._die(loop, "its event loop was stopped from inside; loop.stop() is not for a loop of polyloop")
 
     def _die(self, loop: asyncio.AbstractEventLoop, reason: str, cause: BaseException | None = None) -> None:
@@ -272,6 +265,7 @@ class Worker(Port):
         if self._refusal is None:
             self._refusal = refusal
         self._refuse_unstarted()
+        self._refuse_pinned()
 
     def _refuse_unstarted(self) -> None:
         """Pass on what will not be started here. Any thread that finds the doors closed."""
@@ -297,15 +291,13 @@ class Worker(Port):
             handle._watched = True  # that a close cuts tasks short is no news to the log
         return copy_exception(refusal)
 
-    def _late(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
-        if fn == self._start_posted:
-            self._refuse(args[0])
-
     def begin_wind_down(self, refusal: BaseException, deadline: float) -> None:
         """Wind down and stop the loop. Posted by whoever closes the runtime; runs on the loop.
 
         A second call may bring the deadline forward.
         """
+        if self._stopping:  # it has died, and is cleaning up
+            return
         if self.on_close is not None:
             self.on_close(deadline)
         elif self._winding is None:

@@ -12,8 +12,9 @@ from collections.abc import Coroutine
 from typing import Any
 
 from polyloop._core import _prims
-from polyloop._core._completion import all_done, copy_exception
+from polyloop._core._completion import all_done
 from polyloop._core._context import runs_a_loop
+from polyloop._core._errors import copy_exception
 from polyloop._core._port import logger
 from polyloop._core._selftest import check_factory
 from polyloop._core._worker import LoopFactory

@@ -159,7 +159,7 @@ class Runtime:
         given: object = fn
         if isinstance(given, CoroutineType):
             given.close()
-            raise TypeError(f"spawn() calls the function itself, got {fn!r}; write spawn(fetch, url), or submit(fetch(url))")
+            raise TypeError(f"spawn() calls the function itself, got {fn!r}; write spawn(fetch, url) or submit(fetch(url))")
         if self._state != "running":
             raise self._closed_error(getattr(fn, "__qualname__", repr(fn)))
         coro = fn(*args)
@@ -191,9 +191,9 @@ class Runtime:
 
     def place(self, handle: TaskHandle[Any], on: On | None = None, key: Hashable | None = None) -> None:
         """Start a new handle, here or elsewhere; its coroutine is closed if that is refused. Any thread."""
-        mine = here.port
-        if on is None and key is None and mine is not None and mine is self._solo:
-            handle._start_here(mine)
+        solo = self._solo
+        if solo is not None and solo is here.port and on is None and key is None:
+            handle._start_here(solo)
             return
         if handle._context is not None and on is None and key is None:
             # One thread at a time can be in a context, so tasks that share one share a loop.
