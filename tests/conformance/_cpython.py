@@ -1,0 +1,79 @@
+"""CPython's own tests of ``asyncio.TaskGroup``, taken from the running interpreter and turned on ours.
+
+The test module is loaded a second time, under a private name, and the names ``asyncio`` and ``taskgroups`` in that copy
+are replaced by stand-ins with our ``TaskGroup``. Nothing else in the process sees them.
+"""
+
+import asyncio
+import importlib.util
+import unittest
+from asyncio import taskgroups
+from types import ModuleType
+from typing import Any
+
+import polyloop
+from polyloop._core._completion import Completion
+
+TESTS = "test.test_asyncio.test_taskgroups"
+
+
+class AnyLoopEvent:
+    """``asyncio.Event`` for one ``set``, from any loop: an asyncio.Event belongs to one loop, and some tests set theirs in a child."""
+
+    def __init__(self) -> None:
+        self._happened = Completion[None]()
+
+    def set(self) -> None:
+        if not self._happened.done():
+            self._happened._complete(None)
+
+    def is_set(self) -> bool:
+        return self._happened.done()
+
+    async def wait(self) -> bool:
+        await self._happened
+        return True
+
+
+class _StandIn:
+    """A module with some names replaced."""
+
+    def __init__(self, module: ModuleType, **instead: Any) -> None:
+        self._module = module
+        self.__dict__.update(instead)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def load() -> ModuleType | None:
+    """A private copy of the tests, with our ``TaskGroup``; ``None`` where the interpreter ships no tests."""
+    try:
+        spec = importlib.util.find_spec(TESTS)
+    except ModuleNotFoundError:  # the package of tests, or of those for asyncio, is missing
+        return None
+    if spec is None or spec.loader is None:
+        return None
+    private = importlib.util.spec_from_file_location("polyloop_conformance_taskgroups", spec.origin)
+    assert private is not None and private.loader is not None
+    module = importlib.util.module_from_spec(private)
+    private.loader.exec_module(module)
+    instead: dict[str, Any] = {"TaskGroup": polyloop.TaskGroup}
+    vars(module)["taskgroups"] = _StandIn(taskgroups, **instead)
+    vars(module)["asyncio"] = _StandIn(asyncio, Event=AnyLoopEvent, **instead)
+    return module
+
+
+def names_of(module: ModuleType | None) -> list[str]:
+    """The names of all tests."""
+    found: set[str] = set()
+    for value in vars(module).values() if module is not None else ():
+        if isinstance(value, type) and issubclass(value, unittest.IsolatedAsyncioTestCase):
+            found.update(unittest.defaultTestLoader.getTestCaseNames(value))
+    return sorted(found)
+
+
+def case(module: ModuleType, name: str) -> unittest.IsolatedAsyncioTestCase:
+    """One test, not run yet; ``getattr(case, name)()`` is its coroutine."""
+    made: unittest.IsolatedAsyncioTestCase = module.TestTaskGroup(name)
+    return made
