@@ -13,6 +13,7 @@ Why a limit of two uses two threads: a thread lists itself as idle *before* it a
 next call on hearing of it finds that same thread.
 """
 
+import atexit
 import os
 from collections import deque
 from typing import Protocol
@@ -22,6 +23,9 @@ from polyloop._core._spin import SpinPolicy, spin_ns_for, spin_permits
 
 #: Seconds that a thread stays idle before it ends. Tokio's blocking threads keep the same.
 IDLE_TIMEOUT = 10.0
+
+#: Seconds that idle threads get to end at interpreter exit. A guess: they need microseconds.
+EXIT_TIMEOUT = 1.0
 
 #: Looks at the inbox between two looks at the clock while spinning.
 _LOOKS = 16
@@ -44,6 +48,16 @@ class Job(Protocol):
         ...
 
 
+class _Nothing:
+    """A job that only wakes its thread."""
+
+    def execute(self) -> None:
+        pass
+
+    def announce(self) -> None:
+        pass
+
+
 class ThreadPool:
     """Threads that run jobs. Any thread may submit."""
 
@@ -56,6 +70,7 @@ class ThreadPool:
         self._started = 0
         self._idle: deque[_PoolThread] = deque()  # the last used at the right
         self._backlog: deque[Job] = deque()
+        self._ending = False  # set once, by end_idle(); read by any thread
 
     def submit(self, job: Job) -> None:
         """Run ``job`` on a thread, now or when one is free. Any thread; never blocks."""
@@ -73,6 +88,25 @@ class ThreadPool:
         except ValueError:
             return False
         return True
+
+    def end_idle(self, timeout: float) -> None:
+        """End the idle threads and wait for them; from now on threads end after their job instead of becoming idle.
+
+        For interpreter exit: a daemon thread that goes to sleep or wakes while the interpreter is taken down has crashed
+        it (seen on 3.13t with the GIL on, in ``_PyEval_ReleaseLock``). Threads that are at work are left behind.
+        """
+        self._ending = True
+        ended: list[_PoolThread] = []
+        for thread in list(self._idle):
+            try:
+                self._idle.remove(thread)
+            except ValueError:  # somebody else took it out: it has a job, or is ending
+                continue
+            thread.give(_Nothing())
+            ended.append(thread)
+        deadline = _prims.monotonic() + timeout
+        for thread in ended:
+            thread.join(deadline - _prims.monotonic())
 
     @property
     def threads(self) -> int:
@@ -112,7 +146,7 @@ class ThreadPool:
         thread = _PoolThread(self)
         thread.give(job)
         try:
-            _prims.start_thread(thread.run, f"polyloop-thread-{number}")
+            thread.start(f"polyloop-thread-{number}")
         except BaseException:
             self._retired()
             raise
@@ -137,7 +171,7 @@ class ThreadPool:
 class _PoolThread:
     """One thread. ``give`` is for whoever popped it from the idle list, everything else for itself."""
 
-    __slots__ = ("_inbox", "_pool", "_signal", "_spin", "_tokens")
+    __slots__ = ("_inbox", "_pool", "_signal", "_spin", "_thread", "_tokens")
 
     def __init__(self, pool: ThreadPool) -> None:
         self._pool = pool
@@ -146,6 +180,15 @@ class _PoolThread:
         self._signal = _prims.Lock()  # released by whoever pops the token
         self._signal.acquire()
         self._spin = SpinPolicy(spin_ns_for(None))
+        self._thread: _prims.Thread | None = None  # set by start()
+
+    def start(self, name: str) -> None:
+        self._thread = _prims.start_thread(self.run, name)
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end of the thread, if whoever started it has come so far as to note it."""
+        if self._thread is not None:
+            self._thread.join(max(0.0, timeout))
 
     def give(self, job: Job) -> None:
         self._inbox.append(job)
@@ -173,7 +216,7 @@ class _PoolThread:
 
     def _wait(self) -> bool:
         """Wait for the next job; ``False`` says that none came and that nobody can give one any more."""
-        while not self._inbox and not self._spin_a_while() and not self._park():
+        while not self._inbox and (self._pool._ending or not (self._spin_a_while() or self._park())):
             try:
                 self._pool._idle.remove(self)
             except ValueError:
@@ -233,6 +276,13 @@ class _Shared:
 shared = _Shared()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=shared.reset)
+
+
+def _end_idle_at_exit() -> None:
+    shared.pool.end_idle(EXIT_TIMEOUT)
+
+
+atexit.register(_end_idle_at_exit)
 
 
 def thread_pool() -> ThreadPool:
