@@ -26,7 +26,7 @@ from typing import Any, Protocol, cast
 from polyloop._core import _prims
 from polyloop._core._completion import MARK, Callback, Completion
 from polyloop._core._context import here
-from polyloop._core._port import Port, logger
+from polyloop._core._port import NOWHERE, Port, logger
 
 
 class Group(Protocol):
@@ -53,6 +53,7 @@ class TaskHandle[T](Completion[T]):
     .. versionadded:: 0.1
     """
 
+    _port: Port = NOWHERE  # set by whoever places it; final from _start on
     _task: "asyncio.Task[T] | None" = None  # owner thread only: others must not even hold a reference
     _name: str | None = None
     _context: contextvars.Context | None = None
@@ -71,7 +72,6 @@ class TaskHandle[T](Completion[T]):
             self._name = name
         if context is not None:
             self._context = context
-        self._port: Port  # set by whoever places it; final from _start on
 
     # For everybody
 
@@ -101,8 +101,7 @@ class TaskHandle[T](Completion[T]):
             state = f"failed exception={self._exception!r}"
         else:
             state = "finished"
-        port: Port | None = getattr(self, "_port", None)
-        return f"<TaskHandle {name!r} {state} on {port.name if port else 'no loop'}>"
+        return f"<TaskHandle {name!r} {state} on {self._port.name}>"
 
     def done(self) -> bool:
         """Whether the task has ended, in whatever way."""
@@ -241,7 +240,7 @@ class TaskHandle[T](Completion[T]):
         if port.plain_tasks:
             self._step_now(port)
         else:
-            self._start_here(port)
+            self._create(port)
         if self._cancels:
             self._deliver_cancels()
 
@@ -269,7 +268,13 @@ class TaskHandle[T](Completion[T]):
             task.add_done_callback(self._finish, context=port.context)
 
     def _start_here(self, port: Port) -> None:
-        """Create the task on this thread's own loop; it takes its first step at a later tick, as asyncio's do."""
+        """Start the task on the loop of the caller; it takes its first step at a later tick, as asyncio's do."""
+        self._create(port)
+        if self._cancels:  # of a group that was aborted meanwhile, on another loop
+            self._deliver_cancels()
+
+    def _create(self, port: Port) -> None:
+        """Create the task. By the thread of ``port``."""
         self._port = port
         try:
             if port.plain_tasks:

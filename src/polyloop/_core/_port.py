@@ -138,6 +138,17 @@ class GuestPort(Port):
         self.mailbox.drain()
 
 
+class _Nowhere(Port):
+    """Where a handle is that has not been placed: what is posted there is dropped."""
+
+    def __init__(self) -> None:
+        super().__init__("no loop")
+        self.mailbox.close()
+
+
+NOWHERE: Port = _Nowhere()
+
+
 def current_port() -> Port:
     """The port of the loop that runs on the calling thread, made at the first call for a loop not of ours.
 

@@ -104,7 +104,7 @@ class TaskGroup:
         handle = TaskHandle(coro, name, context)
         handle._group = self
         self._tasks.add(handle)
-        handle._start_here(port)
+        handle._create(port)
         try:
             return handle
         finally:
