@@ -301,6 +301,7 @@ class Worker(Port):
         if self.on_close is not None:
             self.on_close(deadline)
         elif self._winding is None:
+            self.close_doors(refusal)
             self._wind_down_by = deadline
             self._winding = self.loop.create_task(self._wind_down_and_stop(refusal))
         elif deadline < self._wind_down_by:

@@ -321,7 +321,7 @@ class Runtime:
     def _begin(self) -> None:
         with self._lock:
             if self._state != "new":
-                raise RuntimeError(f"{self!r} was started before; make a new Runtime")
+                raise RuntimeError(f"{self!r} was started or closed before; make a new Runtime")
             self._state = "running"
             self._solo = self._workers[0] if len(self._workers) == 1 else None
         with open_lock:

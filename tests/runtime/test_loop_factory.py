@@ -1,0 +1,189 @@
+"""Loops that polyloop did not make: plain asyncio ones, uvloop, rloop, and ones that do not work."""
+
+import asyncio
+import importlib
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import polyloop
+from polyloop import Runtime, TaskHandle, UnreliableLoopError
+from polyloop._core import _selftest
+from tests.runtime.helpers import PATIENCE, forever, held, where, worker_threads
+
+type Factory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def _foreign(name: str) -> Factory:
+    if name == "asyncio":
+        return asyncio.SelectorEventLoop
+    module = pytest.importorskip(name)
+    return module.new_event_loop  # type: ignore[no-any-return]
+
+
+@pytest.fixture(params=["asyncio", "uvloop", "rloop"])
+def factory(request: pytest.FixtureRequest) -> Factory:
+    """Each kind of foreign loop that can be imported here."""
+    return _foreign(request.param)
+
+
+async def crowd(count: int) -> int:
+    """Spawn over all loops, nested, and sum up."""
+
+    async def leaf(value: int) -> int:
+        await asyncio.sleep(0)
+        return value
+
+    async def branch(values: range) -> int:
+        async with polyloop.TaskGroup() as group:
+            handles = [group.create_task(leaf(value)) for value in values]
+        return sum(handle.result() for handle in handles)
+
+    async with polyloop.TaskGroup() as group:
+        handles = [group.create_task(branch(range(count))) for _ in range(8)]
+    return sum([await handle for handle in handles])
+
+
+def test_run_on_foreign_loops(factory: Factory) -> None:
+    """``run`` with a loop factory: on every loop, nested groups, and threads."""
+    assert polyloop.run(crowd(50), loops=3, loop_factory=factory) == 8 * sum(range(50))
+    assert polyloop.run(crowd(50), loops=1, loop_factory=factory) == 8 * sum(range(50))
+
+
+def test_runtime_on_foreign_loops(factory: Factory) -> None:
+    """Placement, cancellation, stealing and close work through the fallback."""
+    with Runtime(loops=2, loop_factory=factory) as runtime:
+        assert runtime.run(crowd(20)) == 8 * sum(range(20))
+        names = [runtime.spawn(where, on=worker).result(PATIENCE) for worker in runtime.workers]
+        assert names == ["polyloop-0", "polyloop-1"]
+        handle = runtime.spawn(forever, on=runtime.workers[1])
+        assert handle.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            handle.result(PATIENCE)
+        with held(runtime, runtime.workers[0]):
+            assert {runtime.spawn(where).result(PATIENCE) for _ in range(6)} == {"polyloop-1"}
+        left = runtime.spawn(forever)
+    assert left.cancelled()
+    assert worker_threads() == []
+
+
+def test_sys_exit_on_a_foreign_loop(factory: Factory) -> None:
+    """SystemExit crosses to the main thread on every kind of loop."""
+
+    async def quit_() -> None:
+        raise SystemExit(7)
+
+    async def main() -> None:
+        polyloop.spawn(quit_, on=polyloop.current_runtime().workers[1])
+        await forever()
+
+    with pytest.raises(SystemExit) as caught:
+        polyloop.run(main(), loops=2, loop_factory=factory)
+    assert caught.value.code == 7
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_factory_that_raises_for_one_worker(failing: int) -> None:
+    """The error surfaces as it is, the other workers are stopped, no loop and no thread is left."""
+    calls = itertools.count()
+    made: list[asyncio.AbstractEventLoop] = []
+
+    def broken() -> asyncio.AbstractEventLoop:
+        if next(calls) == failing:
+            raise LookupError("no loop today")
+        loop = asyncio.SelectorEventLoop()
+        made.append(loop)
+        return loop
+
+    with pytest.raises(LookupError, match="no loop today"):
+        Runtime(loops=3, loop_factory=broken).start()
+    assert all(loop.is_closed() for loop in made)
+    assert worker_threads() == []
+
+    calls = itertools.count()
+    main = forever()
+    with pytest.raises(LookupError, match="no loop today"):
+        polyloop.run(main, loops=3, loop_factory=broken)
+    assert main.cr_frame is None  # closed
+    assert all(loop.is_closed() for loop in made)
+    assert worker_threads() == []
+    with pytest.raises(polyloop.NoRuntimeError):
+        polyloop.current_runtime()
+
+
+def test_factory_that_raises_under_async_with() -> None:
+    """The same on a foreign loop."""
+
+    def broken() -> asyncio.AbstractEventLoop:
+        raise LookupError("no loop today")
+
+    async def main() -> None:
+        async with Runtime(loops=2, loop_factory=broken):
+            raise AssertionError("started")
+
+    with pytest.raises(LookupError, match="no loop today"):
+        asyncio.run(main())
+    assert worker_threads() == []
+
+
+def test_factory_that_returns_something_else() -> None:
+    """The value and the factory are named."""
+
+    def broken() -> Any:
+        return 5
+
+    expected = f"loop_factory must return a new event loop, got 5 from {broken!r}"
+    for start in (lambda: Runtime(loops=2, loop_factory=broken).start(), lambda: polyloop.run(forever(), loops=2, loop_factory=broken)):
+        with pytest.raises(TypeError) as caught:
+            start()
+        assert str(caught.value) == expected
+    assert worker_threads() == []
+
+
+def test_factory_that_returns_one_loop_twice() -> None:
+    """The second worker cannot run it, and says so; nothing hangs."""
+    shared = asyncio.SelectorEventLoop()
+    with pytest.raises(polyloop.WorkerDiedError, match="its event loop raised RuntimeError"):
+        Runtime(loops=2, loop_factory=lambda: shared).start()
+    assert worker_threads() == []
+    if not shared.is_closed():
+        shared.close()
+
+
+class Sleepy(asyncio.SelectorEventLoop):
+    """Loses the wake-up of every ``call_soon_threadsafe`` after the tenth, as uvloop did on free-threaded builds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls = itertools.count()
+
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+        if next(self._calls) < 10:
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        return self.call_soon(callback, *args, context=context)
+
+    def _check_thread(self) -> None:
+        """Not in debug mode either."""
+
+
+def test_loop_that_loses_wakeups_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything of the user's runs on it, with the count and the way out."""
+    monkeypatch.setattr(_selftest.check_wakeups, "__kwdefaults__", {"timeout": 0.2})
+    with pytest.raises(UnreliableLoopError) as caught:
+        Runtime(loops=2, loop_factory=Sleepy).start()
+    name = f"{Sleepy.__module__}.Sleepy"
+    assert str(caught.value) == (
+        f"the event loop {name} loses cross-thread wake-ups: of 11 calls of call_soon_threadsafe one was not run"
+        " within 0.2 s; use another loop_factory, or none for polyloop's own"
+    )
+
+
+def test_module_of_loops() -> None:
+    """The kinds that were importable here."""
+    found = [name for name in ("uvloop", "rloop") if importlib.util.find_spec(name)]
+    assert all(callable(_foreign(name)) for name in found)
+    assert threading.current_thread() is threading.main_thread()
+    assert issubclass(TaskHandle, object)
