@@ -15,7 +15,8 @@ from benchmarks._measure import Report, environment
 
 BENCHMARKS: dict[str, Callable[[int], Report]] = {
     "post": posts.run,
-    "calls": calls.in_flight,
+    "calls": calls.batch,
+    "callers": calls.callers,
     "latency": calls.one_at_a_time,
     "offload": offload.run,
     "single": single.run,

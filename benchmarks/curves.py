@@ -1,11 +1,11 @@
 """Cost curves: does a task, a post or a loop cost the same when there are many?"""
 
-import gc
-import threading
+import subprocess
+import sys
 import time
 
 import polyloop
-from benchmarks._measure import Report, medians, rss_bytes
+from benchmarks._measure import Report, medians
 from benchmarks.posts import _Counter
 
 TASK_COUNTS = (1_000, 10_000, 100_000, 1_000_000)
@@ -80,30 +80,37 @@ def posts(rounds: int) -> Report:
     return report
 
 
+_LOOPS = 32
+
+#: Runs in a process of its own: memory that an earlier runtime has given back would be used again, and not be seen.
+_MEMORY = f"""
+import threading, polyloop
+from benchmarks._measure import rss_bytes
+with polyloop.Runtime(loops=1):
+    pass
+before = rss_bytes()
+if WHAT == "loop":
+    with polyloop.Runtime(loops={_LOOPS}):
+        after = rss_bytes()
+else:
+    stop = threading.Event()
+    threads = [threading.Thread(target=stop.wait) for _ in range({_LOOPS})]
+    for thread in threads: thread.start()
+    after = rss_bytes()
+    stop.set()
+print((after - before) / {_LOOPS} / 2**20)
+"""
+
+
 def memory(rounds: int) -> Report:
-    """Resident memory of an extra idle loop, MiB."""
-    report = Report("memory of an extra idle loop", "MiB")
+    """Resident memory of an idle loop, MiB, and of a plain thread beside it."""
 
-    def measure() -> float:
-        gc.collect()
-        with polyloop.Runtime(loops=2):
-            small = rss_bytes()
-            with polyloop.Runtime(loops=32):
-                large = rss_bytes()
-        return (large - small) / 32 / 2**20
+    def measure(what: str) -> float:
+        program = f"WHAT = {what!r}\n{_MEMORY}"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        return float(done.stdout)
 
-    def thread() -> float:
-        stop = threading.Event()
-        small = rss_bytes()
-        workers = [threading.Thread(target=stop.wait) for _ in range(32)]
-        for worker in workers:
-            worker.start()
-        large = rss_bytes()
-        stop.set()
-        for worker in workers:
-            worker.join()
-        return (large - small) / 32 / 2**20
-
-    report.figures = medians({"loop": measure, "plain thread": thread}, min(rounds, 3))
+    report = Report("memory of an idle loop", "MiB")
+    report.figures = medians({"loop": lambda: measure("loop"), "plain thread": lambda: measure("thread")}, rounds)
     report.at_most("MiB for each idle loop", report.figures["loop"], 2)
     return report
