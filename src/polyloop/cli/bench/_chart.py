@@ -3,6 +3,7 @@
 import html
 import importlib
 import re
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from polyloop.cli.bench._panels import Panel
 
 _WIDTH, _HEIGHT = 640, 400
 _MARGIN, _HEAD, _FOOT = 24, 84, 24
+_LETTER, _LINE = 7.6, 20  # width and height of text of size 14, in a wide font
 _COLORS = ("#9aa5b1", "#2563eb", "#d97706")
 _FONT = "system-ui, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif"
 _SVG_NAMESPACE = "http://www.w3.org/2000/svg"  # the standard's name for the format; nothing is loaded from it
@@ -48,8 +50,9 @@ def _draw(panel: Panel) -> str:
     edge: list[None] = [None] if panel.kind == "line" else []
     chart.x_labels = ["" for _ in edge] + list(panel.labels) + ["" for _ in edge]
     for series in panel.series:
-        dashes = "8, 6" if series.name == "ideal" else "0"
-        chart.add(series.name, [*edge, *series.values, *edge], stroke_style={"dasharray": dashes})
+        # The ideal is a guide: dashed, and without figures, which would stand over those of a measurement close to it.
+        guide = {"stroke_style": {"dasharray": "8, 6"}, "formatter": _nothing} if series.name == "ideal" else {}
+        chart.add(series.name, [*edge, *series.values, *edge], **guide)
     return _strip(chart.render(is_unicode=True, disable_xml_declaration=True))
 
 
@@ -60,7 +63,7 @@ def _config(pygal: Any, panel: Panel) -> Any:
     config.style = pygal.style.Style(
         background="transparent", plot_background="transparent", foreground="#52606d", foreground_strong="#1f2933",
         foreground_subtle="#9aa5b1", colors=_COLORS[1:] if one else _COLORS, opacity="1", opacity_hover="1",
-        stroke_width="3",
+        stroke_width="3" if panel.kind == "line" else "1",
         font_family=_FONT, title_font_family=_FONT, title_font_size=15, label_font_size=13, major_label_font_size=13,
         value_font_size=13, legend_font_size=13, value_colors=("#1f2933",) * 3, guide_stroke_color="#e4e7eb",
         major_guide_stroke_color="#cbd2d9", guide_stroke_dasharray="0", major_guide_stroke_dasharray="0",
@@ -74,6 +77,10 @@ def _config(pygal: Any, panel: Panel) -> Any:
     config.formatter = partial(_beside_point, decimals=panel.decimals)
     config.value_formatter = _along_axis
     return config
+
+
+def _nothing(_value: float | None) -> str:
+    return ""
 
 
 def _beside_point(value: float | None, decimals: int) -> str:
@@ -107,18 +114,23 @@ def _as_svg(title: str, subtitle: str, drawings: Sequence[str]) -> str:
     columns = min(2, len(drawings))
     rows = -(-len(drawings) // columns)
     width = columns * (_WIDTH + _MARGIN) + _MARGIN
-    height = _HEAD + rows * (_HEIGHT + _MARGIN) + _FOOT - _MARGIN
-    placed = "\n".join(_place(drawing, *divmod(number, columns)) for number, drawing in enumerate(drawings))
+    lines = textwrap.wrap(subtitle, int((width - 2 * _MARGIN) / _LETTER))
+    head = _HEAD + _LINE * (len(lines) - 1)
+    height = head + rows * (_HEIGHT + _MARGIN) + _FOOT - _MARGIN
+    placed = "\n".join(_place(drawing, head, *divmod(number, columns)) for number, drawing in enumerate(drawings))
+    below = "\n".join(
+        f'<text x="{_MARGIN}" y="{66 + _LINE * number}" font-size="14" fill="#52606d">{html.escape(line)}</text>'
+        for number, line in enumerate(lines)
+    )
     size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     return (
         f'<svg xmlns="{_SVG_NAMESPACE}" {size} font-family="{_FONT}">\n'
         f'<title>{html.escape(title)}</title>\n<rect width="100%" height="100%" fill="#ffffff"/>\n'
         f'<text x="{_MARGIN}" y="40" font-size="22" font-weight="bold" fill="#1f2933">{html.escape(title)}</text>\n'
-        f'<text x="{_MARGIN}" y="66" font-size="14" fill="#52606d">{html.escape(subtitle)}</text>\n'
-        f"{placed}\n</svg>\n"
+        f"{below}\n{placed}\n</svg>\n"
     )
 
 
-def _place(drawing: str, row: int, column: int) -> str:
-    x, y = _MARGIN + column * (_WIDTH + _MARGIN), _HEAD + row * (_HEIGHT + _MARGIN)
+def _place(drawing: str, head: int, row: int, column: int) -> str:
+    x, y = _MARGIN + column * (_WIDTH + _MARGIN), head + row * (_HEIGHT + _MARGIN)
     return drawing.replace("<svg", f'<svg x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}"', 1)
