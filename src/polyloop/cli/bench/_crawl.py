@@ -5,7 +5,7 @@ import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ def measure(size: Size, step: Step) -> CrawlResult:
 
 
 @contextlib.contextmanager
-def _frozen_heap() -> Iterator[None]:
+def _frozen_heap() -> Generator[None]:
     """Keep what was loaded so far out of the garbage collections, as a service would do after its start.
 
     Without the GIL each collection stops all threads and looks at every object, so less to see is time won.
