@@ -8,6 +8,7 @@ import asyncio
 import importlib.util
 import unittest
 from asyncio import taskgroups
+from collections.abc import Coroutine
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +18,17 @@ from polyloop._core._completion import Completion
 TESTS = "test.test_asyncio.test_taskgroups"
 
 
+#: The tests sleep for seconds in all, and run in seven flavours; what they need is the order of their sleeps.
+_PACE = 0.25
+
+
+def quick_sleep(delay: float, result: Any = None) -> Coroutine[Any, Any, Any]:
+    """``asyncio.sleep``, shorter."""
+    return asyncio.sleep(delay * _PACE, result)
+
+
 class AnyLoopEvent:
-    """``asyncio.Event`` for one ``set``, from any loop: an asyncio.Event belongs to one loop, and some tests set theirs in a child."""
+    """An ``asyncio.Event`` that is set once, from any loop: some tests set theirs in a child."""
 
     def __init__(self) -> None:
         self._happened = Completion[None]()
@@ -46,8 +56,12 @@ class _StandIn:
         return getattr(self._module, name)
 
 
-def load() -> ModuleType | None:
-    """A private copy of the tests, with our ``TaskGroup``; ``None`` where the interpreter ships no tests."""
+def load(event: type = asyncio.Event) -> ModuleType | None:
+    """A private copy of the tests, with our ``TaskGroup``; ``None`` where the interpreter ships no tests.
+
+    Args:
+        event: What the tests find as ``asyncio.Event``.
+    """
     try:
         spec = importlib.util.find_spec(TESTS)
     except ModuleNotFoundError:  # the package of tests, or of those for asyncio, is missing
@@ -60,7 +74,7 @@ def load() -> ModuleType | None:
     private.loader.exec_module(module)
     instead: dict[str, Any] = {"TaskGroup": polyloop.TaskGroup}
     vars(module)["taskgroups"] = _StandIn(taskgroups, **instead)
-    vars(module)["asyncio"] = _StandIn(asyncio, Event=AnyLoopEvent, **instead)
+    vars(module)["asyncio"] = _StandIn(asyncio, Event=event, sleep=quick_sleep, **instead)
     return module
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
+from tests.conformance import _cpython
+from tests.conformance._excluded import ELSEWHERE, MUST_FAIL, NOT_RUN
 
 import polyloop
-from tests.conformance import _cpython
-from tests.conformance._excluded import MUST_FAIL, NOT_RUN
 
 MODULE = _cpython.load()
+MODULE_ELSEWHERE = _cpython.load(event=_cpython.AnyLoopEvent)
 NAMES = _cpython.names_of(MODULE)
 
 type Test = Coroutine[Any, Any, object]
@@ -60,7 +61,9 @@ FLAVOURS: dict[str, Callable[[Test], object]] = {
 def test_the_interpreter_ships_its_tests() -> None:
     """Without CPython's tests there is nothing to conform to; the run says so."""
     if MODULE is None:
-        pytest.skip(f"NO CONFORMANCE TESTS RUN: {sys.executable} ships no {_cpython.TESTS}; install its testsuite package")
+        pytest.skip(
+            f"NO CONFORMANCE TESTS RUN: {sys.executable} ships no {_cpython.TESTS}; install its testsuite package"
+        )
     assert len(NAMES) > 40
 
 
@@ -72,12 +75,13 @@ def test_every_exclusion_names_a_flavour() -> None:
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("name", NAMES)
 def test_of_cpython(request: pytest.FixtureRequest, flavour: str, name: str) -> None:
-    """A test of CPython's passes, or fails for the reason that ``_excluded`` gives; an unexpected success is reported."""
-    assert MODULE is not None
+    """A test of CPython's passes, or fails for the reason in ``_excluded``; an unexpected success is reported."""
+    module = MODULE_ELSEWHERE if flavour in ELSEWHERE else MODULE
+    assert module is not None
     chance = NOT_RUN.get((flavour, name))
     if chance is not None:
         pytest.skip(chance)
     reason = MUST_FAIL.get((flavour, name))
     if reason is not None:
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
-    FLAVOURS[flavour](getattr(_cpython.case(MODULE, name), name)())
+    FLAVOURS[flavour](getattr(_cpython.case(module, name), name)())
