@@ -130,11 +130,15 @@ def test_forgotten_runtime_with_a_stuck_thread_ends_all_the_same() -> None:
     """The exit hook waits two seconds and a grace, names the thread and lets the interpreter go."""
     ended = run_program(
         """
+entered = threading.Event()
+
 async def blocks():
+    entered.set()
     time.sleep(60)
 
 rt = polyloop.Runtime(loops=1).start()
 rt.spawn(blocks)
+entered.wait()
 sys.exit(4)
 """
     )

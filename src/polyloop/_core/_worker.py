@@ -1,9 +1,9 @@
 """A worker: one thread that owns one loop for the life of the runtime.
 
-Work reaches a worker in three queues. ``mailbox`` holds callables: wake-ups, cancellations, word of other tasks. ``pinned``
-holds tasks that were placed on this worker by name or key. ``unstarted`` holds tasks that any worker may start; their owner
-takes them from the left, and so does a thief, so the one that has waited longest starts first. A deque's ``popleft`` is
-atomic, so a task is started by exactly one worker.
+Work reaches a worker in three queues. ``mailbox`` holds callables: wake-ups, cancellations, word of other tasks.
+``pinned`` holds tasks that were placed on this worker by name or key. ``unstarted`` holds tasks that any worker may
+start; their owner takes them from the left, and so does a thief, so the one that has waited longest starts first. A
+deque's ``popleft`` is atomic, so a task is started by exactly one worker.
 
 A worker ends in one of two ways. ``wind_down`` (shutdown) cancels what runs, waits for it within a deadline and stops
 the loop. Death is everything else that ends ``run_forever``: user code stopped the loop, or the loop itself raised.
@@ -198,6 +198,8 @@ class Worker(Port):
             loop.set_debug(self._debug)
         if self.selector is None:
             self.mailbox.tokens.append(None)  # a token stands for "no drain is scheduled"
+            if self.mailbox.items or self.pinned or self.unstarted:  # posted before there was a token to take
+                self.mailbox.signal()
         return loop
 
     def _new_loop(self) -> asyncio.AbstractEventLoop:
