@@ -33,9 +33,7 @@ def run(rounds: int) -> Report:
         {
             "polyloop.to_thread": lambda: polyloop.run(_round_trips(lambda: polyloop.to_thread(_nothing)), loops=1),
             "asyncio.to_thread": lambda: asyncio.run(_round_trips(lambda: asyncio.to_thread(_nothing))),
-            "anyio.to_thread.run_sync": lambda: asyncio.run(
-                _round_trips(lambda: anyio.to_thread.run_sync(_nothing))
-            ),
+            "anyio.to_thread.run_sync": lambda: asyncio.run(_round_trips(lambda: anyio.to_thread.run_sync(_nothing))),
         },
         rounds,
     )

@@ -72,8 +72,8 @@ def _timed(workload: Callable[[Any], Any], runner: Any, names: Any) -> float:
 def run(rounds: int) -> Report:
     """Milliseconds a workload, on one loop.
 
-    Twice: the program as it is, started by ``polyloop.run`` instead of ``asyncio.run``; and with its task group imported
-    from polyloop too, whose handles can be awaited on any loop and cost something on one.
+    Twice: the program as it is, started by ``polyloop.run`` instead of ``asyncio.run``; and with its task group
+    imported from polyloop too, whose handles can be awaited on any loop and cost something on one.
     """
     report = Report("polyloop.run(loops=1) against asyncio.run", "ms")
     for name, workload in WORKLOADS.items():

@@ -1,10 +1,10 @@
 """A one-shot result that any loop and any thread may wait for.
 
 Theory. The completing thread stores the outcome, sets ``_done`` and then appends a mark to the list of waiters; a
-waiter appends itself and then reads ``_done``. All appends to one list are ordered by that list's own lock, so: a waiter
-that appended before the mark is seen by the completing thread, which wakes all that came before; one that appended
-after it sees ``_done`` and wakes itself. Every waiter is popped, and so woken, by exactly one thread. It relies on
-``list.append`` and ``list.pop`` being critical sections. Stress: ``tests/_core/test_completion_stress.py``.
+waiter appends itself and then reads ``_done``. All appends to one list are ordered by that list's own lock, so: a
+waiter that appended before the mark is seen by the completing thread, which wakes all that came before; one that
+appended after it sees ``_done`` and wakes itself. Every waiter is popped, and so woken, by exactly one thread. It
+relies on ``list.append`` and ``list.pop`` being critical sections. Stress: ``tests/_core/test_completion_stress.py``.
 """
 
 import asyncio
@@ -19,7 +19,6 @@ from polyloop._core._context import here, runs_a_loop
 from polyloop._core._errors import copy_exception
 from polyloop._core._parking import ThreadWaiter, refuse_on_loop_thread
 from polyloop._core._port import Port, current_port, logger
-
 
 #: A waiter: called once, by any thread, to wake whoever waits. Must not raise.
 type Wake = Callable[[], object]
@@ -117,7 +116,7 @@ class Completion[T]:
             yield from self._wait()
         return self._outcome()
 
-    def _wait(self) -> Generator[Any, None, None]:
+    def _wait(self) -> Generator[Any]:
         """Park the calling coroutine once."""
         port = here.port
         if port is None or port.loop is not asyncio._get_running_loop():

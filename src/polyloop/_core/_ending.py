@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from polyloop._core import _prims
 
-
 #: Seconds that each step after the deadline gets, so that one with nothing to do is not taken for stuck.
 _LEAST_STEP = 0.05
 

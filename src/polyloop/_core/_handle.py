@@ -248,12 +248,10 @@ class TaskHandle[T](Completion[T]):
         live = port.live
         live.add(self)
         try:
-            task = asyncio.Task(
-                self._coro, loop=port.loop, name=self._name, context=self._context, eager_start=True
-            )
+            task = asyncio.Task(self._coro, loop=port.loop, name=self._name, context=self._context, eager_start=True)
         except BaseException as exc:
-            # The first step raised SystemExit or KeyboardInterrupt, which asyncio lets out of the loop; or the task could
-            # not be made, for instance because another thread is in its context.
+            # The first step raised SystemExit or KeyboardInterrupt, which asyncio lets out of the loop; or the task
+            # could not be made, for instance because another thread is in its context.
             self._coro.close()
             if self in live:
                 live.discard(self)

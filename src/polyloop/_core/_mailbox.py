@@ -1,28 +1,28 @@
 """A loop's inbox: any thread posts a callable, the loop's thread runs it.
 
-Theory. ``items`` is what was posted. ``tokens`` says whether the consumer sleeps: before it does it puts a token there, and
-a poster that finds one pops it and wakes the consumer. Whoever pops the token owes the wake, so there is one system call a
-sleep, and none while the consumer is busy.
+Theory. ``items`` is what was posted. ``tokens`` says whether the consumer sleeps: before it does it puts a token
+there, and a poster that finds one pops it and wakes the consumer. Whoever pops the token owes the wake, so there is
+one system call a sleep, and none while the consumer is busy.
 
-Why no wake-up is lost. The consumer appends its token and *then* copies ``items``; the poster appends its item and *then*
-looks at ``tokens``. Appending to a list and copying it are critical sections of that list, which orders them: if the append
-comes first, the copy has the item; if the copy comes first, the poster sees everything the consumer did before it, the
-token included. (A mere ``len(items)`` would not do for this last look: it is a relaxed load on free-threaded builds.)
-Stress: ``tests/_core/test_mailbox_stress.py``.
+Why no wake-up is lost. The consumer appends its token and *then* copies ``items``; the poster appends its item and
+*then* looks at ``tokens``. Appending to a list and copying it are critical sections of that list, which orders them:
+if the append comes first, the copy has the item; if the copy comes first, the poster sees everything the consumer did
+before it, the token included. (A mere ``len(items)`` would not do for this last look: it is a relaxed load on
+free-threaded builds.) Stress: ``tests/_core/test_mailbox_stress.py``.
 
-Why nothing is taken twice or skipped. Posters only append, at the end; the consumer copies and then deletes as many from
-the front as it copied. Taking a batch costs two locked operations, whatever its size.
+Why nothing is taken twice or skipped. Posters only append, at the end; the consumer copies and then deletes as many
+from the front as it copied. Taking a batch costs two locked operations, whatever its size.
 
-A mailbox is closed when its loop will not run again. What is posted then concerns nobody, and is dropped; what must not be
-dropped, tasks that wait to be started, is kept by the port itself (see ``Port.admit``).
+A mailbox is closed when its loop will not run again. What is posted then concerns nobody, and is dropped; what must
+not be dropped, tasks that wait to be started, is kept by the port itself (see ``Port.admit``).
 """
 
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-#: What is queued: a callable, or a callable and its arguments. The callable alone where there are none: a tuple for each
-#: post is something for the garbage collector to look at, which triples the price of a post.
+#: What is queued: a callable, or a callable and its arguments. The callable alone where there are none: a tuple for
+#: each post is something for the garbage collector to look at, which triples the price of a post.
 type Posted = Callable[[], object] | tuple[Callable[..., object], tuple[Any, ...]]
 
 
@@ -92,7 +92,7 @@ class Mailbox:
 def _poster(
     append: Callable[[Posted], object], tokens: deque[None], signal: Callable[[], object]
 ) -> Callable[..., None]:
-    """Make ``Mailbox.post``: a closure, because it is the hottest function of all and attributes would double its price."""
+    """Make ``Mailbox.post``: a closure, since it is the hottest function and attributes would double its price."""
 
     def post(fn: Callable[..., object], *args: Any) -> None:
         append((fn, args) if args else fn)

@@ -54,7 +54,7 @@ class LoopWaiter(_Claimed):
         self._port: Port = current_port()
         self._future: asyncio.Future[None] = self._port.loop.create_future()
 
-    def __await__(self) -> Generator[Any, None, None]:
+    def __await__(self) -> Generator[Any]:
         return self._future.__await__()
 
     def wake(self) -> None:

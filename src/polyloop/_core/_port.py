@@ -48,7 +48,8 @@ class Port:
         # For callbacks of ours that need no variables: entered by this thread only. A shared one would raise
         # "cannot enter context" when two threads enter it at once.
         self.context = contextvars.Context()
-        # Whether tasks here are asyncio.Task, made as the loop itself would: no task factory, no create_task of its own.
+        # Whether tasks here are asyncio.Task, made as the loop itself would: no task factory, no create_task of its
+        # own.
         self.plain_tasks = False
 
     def __repr__(self) -> str:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 #: Looks at the mailbox between two looks at the sockets while spinning: a look at a deque takes 0.1 us, a poll 0.5 us.
 _LOOKS_PER_POLL = 8
 
-#: A loop that has other work looks at its sockets this often at most. asyncio polls at every tick; a poll takes 0.5 us, a
-#: tick can be as short as 5 us, and no socket notices a delay of two kernel wake-ups.
+#: A loop that has other work looks at its sockets this often at most. asyncio polls at every tick; a poll takes 0.5
+#: us, a tick can be as short as 5 us, and no socket notices a delay of two kernel wake-ups.
 _POLL_INTERVAL_NS = 50_000
 
 #: How long ``close`` waits for a thread that is between taking the token and writing, in seconds.
@@ -184,9 +184,9 @@ class WorkerSelector(selectors.DefaultSelector):
     def cut_off(self, error: BaseException) -> None:
         """In a forked child: leave the parent's epoll alone, and fail a loop that goes on here with ``error``.
 
-        Both processes share one epoll object: a descriptor that the child takes out of it, for instance when its copy of
-        the loop is closed at exit, would be gone for the parent too. So the child's descriptor is pointed at a fresh
-        one. (kqueue is not inherited.)
+        Both processes share one epoll object: a descriptor that the child takes out of it, for instance when its copy
+        of the loop is closed at exit, would be gone for the parent too. So the child's descriptor is pointed at a
+        fresh one. (kqueue is not inherited.)
         """
 
         def refuse(timeout: float | None = None) -> "Events":

@@ -1,8 +1,8 @@
 """How many tasks a worker starts at once, and how many an idle one takes from another. Pure policy.
 
-A task that has started cannot move, so a worker that started all its tasks at once would leave nothing to steal, and one
-that starts a single task a tick would pay a tick for each. The budget follows the clock: as many as the last tick showed
-to fit into a slice.
+A task that has started cannot move, so a worker that started all its tasks at once would leave nothing to steal, and
+one that starts a single task a tick would pay a tick for each. The budget follows the clock: as many as the last tick
+showed to fit into a slice.
 """
 
 #: How long the first steps of one batch should take together. A guess: ten times the price of a hop between workers.

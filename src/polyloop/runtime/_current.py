@@ -22,7 +22,7 @@ def find_runtime() -> Runtime | None:
 
 
 def running_runtime() -> Runtime | None:
-    """``find_runtime``, or ``None`` if it is closing: what a cancelled task starts to clean up stays on its own loop."""
+    """``find_runtime``, or ``None`` if it is closing: what a cancelled task starts then stays on its own loop."""
     runtime = find_runtime()
     return runtime if runtime is not None and runtime._state == "running" else None
 

@@ -5,12 +5,11 @@ order they came. A token that is handed to a waiter which is cancelled at the sa
 waiter's one-shot ticket decides who comes first, the giver or the canceller.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Hashable
 from types import TracebackType
 from typing import Self
-
-import asyncio
 
 from polyloop._core import _prims
 from polyloop._core._context import runs_a_loop
