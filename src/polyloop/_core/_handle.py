@@ -189,11 +189,10 @@ class TaskHandle[T](Completion[T]):
         return len(doomed)
 
     def __await__(self) -> Generator[Any, None, T]:
-        if self._port is here.port:
-            task = self._task
-            if task is not None:
-                self._watched = True
-                return task.__await__()  # a task of this same loop: asyncio does it all
+        task = self._local_task()
+        if task is not None:
+            self._watched = True
+            return task.__await__()  # a task of this same loop: asyncio does it all
         return self._await_away()
 
     # Waiting
@@ -223,8 +222,16 @@ class TaskHandle[T](Completion[T]):
     # For the owner's thread
 
     def _local_task(self) -> "asyncio.Task[T] | None":
-        """The task, if it runs on the calling thread. The port comes first: ``_task`` is not for other threads."""
-        return self._task if self._port is here.port else None
+        """The task, if it runs on the calling thread: ``_task`` is not for other threads.
+
+        The port is read twice. 1. This thread sees its own port: the handle waits in its queue. 2. Another worker steals
+        it, which sets the port, and starts it, which sets the task. 3. This thread sees that task. The second look tells.
+        """
+        mine = here.port
+        if self._port is not mine:
+            return None
+        task = self._task
+        return task if self._port is mine else None
 
     def _start(self, port: Port) -> None:
         """Start the task on ``port``, whose thread calls this after taking the handle out of a queue.
@@ -294,6 +301,9 @@ class TaskHandle[T](Completion[T]):
             port.post(self._deliver_cancels)
             return
         task = self._task
+        if self._port is not port:  # stolen and started between these two lines, as in _local_task
+            self._port.post(self._deliver_cancels)
+            return
         if task is None:  # done, or not started: _start looks at the requests
             return
         with _cancel_lock:
