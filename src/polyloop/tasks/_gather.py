@@ -6,7 +6,7 @@ from typing import Any, Literal, cast, overload
 
 from polyloop._core._handle import TaskHandle
 from polyloop._core._port import Port, current_port
-from polyloop.runtime._current import find_runtime
+from polyloop.runtime._current import running_runtime
 
 
 class HandleFuture[T](asyncio.Future[T]):
@@ -71,11 +71,17 @@ def gather(*aws: Awaitable[Any], return_exceptions: bool = False) -> "asyncio.Fu
     .. versionadded:: 0.1
     """
     port = current_port()
-    runtime = find_runtime()
+    runtime = running_runtime()
     handles: dict[int, Awaitable[Any]] = {}
-    for aw in aws:
-        if id(aw) not in handles:
-            handles[id(aw)] = runtime.submit(aw) if runtime is not None and asyncio.iscoroutine(aw) else aw
+    try:
+        for aw in aws:
+            if id(aw) not in handles:
+                handles[id(aw)] = runtime.submit(aw) if runtime is not None and asyncio.iscoroutine(aw) else aw
+    except BaseException:  # the runtime was closed meanwhile, and has closed the coroutine that it refused
+        for aw in aws:
+            if id(aw) not in handles and asyncio.iscoroutine(aw):
+                aw.close()
+        raise
     futures = [_future_of(handles[id(aw)], port) for aw in aws]
     return asyncio.gather(*futures, return_exceptions=return_exceptions)
 
