@@ -16,14 +16,11 @@ class Call[T](Completion[T]):
 
     Made on a loop; ``execute`` and ``announce`` run on the thread, once each, in this order.
 
-    Args:
-        limiter: Already holds a token on behalf of this call; it is returned when the thread is done with it, which may
-            be long after the caller has stopped waiting.
+    A limiter's token that it holds is returned when the thread is done with it, which may be long after the caller has
+    stopped waiting.
     """
 
-    def __init__(
-        self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], port: Port | None
-    ) -> None:
+    def __init__(self, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], port: Port | None) -> None:
         super().__init__()
         self._fn = fn
         self._args = args
@@ -31,7 +28,7 @@ class Call[T](Completion[T]):
         self._context = contextvars.copy_context()
         self._port = port
         self._outcome_here: tuple[T | None, BaseException | None] = (None, None)
-        self.limiter: CapacityLimiter | None = None
+        self._tokens: list[CapacityLimiter] = []  # the limiter to which this call owes a token, if any
 
     def __repr__(self) -> str:
         return f"<call of {getattr(self._fn, '__qualname__', self._fn)!r}>"
@@ -53,29 +50,36 @@ class Call[T](Completion[T]):
         self.give_token_back()
         self._complete(result, exc)
 
+    async def borrow(self, limiter: CapacityLimiter) -> None:
+        """Wait for a token of ``limiter``; this call owes it from then on."""
+        await limiter.acquire_on_behalf_of(self)
+        self._tokens.append(limiter)
+
     def give_token_back(self) -> None:
-        """Return the limiter's token, if this call holds one."""
-        limiter, self.limiter = self.limiter, None
-        if limiter is not None:
-            limiter.release_on_behalf_of(self)
+        """Return the limiter's token, if this call still holds one."""
+        try:
+            limiter = self._tokens.pop()  # atomic: of the thread and the canceller one returns it
+        except IndexError:
+            return
+        limiter.release_on_behalf_of(self)
 
 
 async def finish[T](call: Call[T], withdraw: Callable[[Call[T]], bool], abandon_on_cancel: bool) -> T:
     """Wait for a submitted call.
 
     Cancellation: a call that no thread has taken is withdrawn; else the wait goes on until the thread is done (so that
-    what it uses is not pulled away under it), or ends at once with ``abandon_on_cancel``. Then ``CancelledError``.
+    what it uses is not pulled away under it), or ends at once with ``abandon_on_cancel``. Then ``CancelledError``,
+    whose context is the exception of the call if it had one.
     """
     try:
         return await call
     except asyncio.CancelledError as exc:
-        if call.done() and call._exception is not None and call._cancelled:
-            raise  # raised by the function itself
         if withdraw(call):
             call.give_token_back()
-            raise
-        if not abandon_on_cancel:
+        elif not abandon_on_cancel:
             await _wait_out(call)
+            if exc.__context__ is None and exc is not call._exception:
+                exc.__context__ = call._exception_for_me()
         raise
 
 

@@ -1,19 +1,24 @@
 """The process-wide pool of threads for sync code: elastic, bounded, shared by all loops.
 
-States of a thread: *running* a call, *idle* (listed in ``_idle``, first spinning, then parked), *retired*. A call goes to
-the idle thread that was used last, else to a new thread, else into ``_backlog``.
+States of a thread: *running* a call, *idle* (listed in ``_idle``, first spinning, then parked), *retired*. A call
+goes to the idle thread that was used last, else to a new thread, else into ``_backlog``.
 
 Who takes a thread out of ``_idle`` decides what it does next: a caller that pops it gives it a call, the thread itself
 removes itself to retire or to serve the backlog. Both are atomic operations of one deque.
 
-Why no call waits beside an idle thread: a caller that found no thread appends to the backlog and *then* looks at ``_idle``
-again; a thread appends itself to ``_idle`` and *then* looks at the backlog. One of the two sees the other.
+Why no call waits beside an idle thread: a caller that found no thread appends to the backlog and *then* looks at
+``_idle`` again; a thread appends itself to ``_idle`` and *then* looks at the backlog. One of the two sees the other.
 
-Why a limit of two uses two threads: a thread lists itself as idle *before* it announces its result, so whoever starts the
-next call on hearing of it finds that same thread.
+Why no call waits for a thread that retires: the thread gives up its place in ``_count`` and *then* looks at the
+backlog; a caller appends to the backlog and *then* looks for a free place. One of the two sees the other, and serves
+the call.
+
+Why a limit of two uses two threads: a thread lists itself as idle *before* it announces its result, so whoever starts
+the next call on hearing of it finds that same thread.
 """
 
 import atexit
+import itertools
 import os
 from collections import deque
 from typing import Protocol
@@ -64,10 +69,10 @@ class ThreadPool:
     def __init__(self, max_threads: int | None = None, idle_timeout: float = IDLE_TIMEOUT) -> None:
         self.max_threads = default_max_threads() if max_threads is None else max_threads
         self.idle_timeout = idle_timeout
-        self._lock = _prims.Lock()  # guards _count, _peak and _started
+        self._lock = _prims.Lock()  # guards _count and _peak
         self._count = 0
         self._peak = 0
-        self._started = 0
+        self._numbers = itertools.count(1)  # next() is atomic
         self._idle: deque[_PoolThread] = deque()  # the last used at the right
         self._backlog: deque[Job] = deque()
         self._ending = False  # set once, by end_idle(); read by any thread
@@ -92,8 +97,9 @@ class ThreadPool:
     def end_idle(self, timeout: float) -> None:
         """End the idle threads and wait for them; from now on threads end after their job instead of becoming idle.
 
-        For interpreter exit: a daemon thread that goes to sleep or wakes while the interpreter is taken down has crashed
-        it (seen on 3.13t with the GIL on, in ``_PyEval_ReleaseLock``). Threads that are at work are left behind.
+        For interpreter exit: a daemon thread that goes to sleep or wakes while the interpreter is taken down has
+        crashed it (seen on 3.13t with the GIL on, in ``_PyEval_ReleaseLock``). Threads that are at work are left
+        behind.
         """
         self._ending = True
         ended: list[_PoolThread] = []
@@ -129,26 +135,34 @@ class ThreadPool:
         return self._peak
 
     def _start_or_queue(self, job: Job) -> None:
-        with self._lock:
-            room = self._count < self.max_threads
-            if room:
-                self._count += 1
-                self._started += 1
-                self._peak = max(self._peak, self._count)
-                number = self._started
-        if room:
-            self._start(number, job)
+        if self._take_place():
+            self._start(job)
             return
         self._backlog.append(job)
         self._serve_backlog()
+        if self._backlog and self._take_place():  # a thread has retired since the first look
+            self._start_for_backlog()
 
-    def _start(self, number: int, job: Job) -> None:
+    def _start_for_backlog(self) -> None:
+        try:
+            job = self._backlog.popleft()
+        except IndexError:  # served meanwhile
+            self._give_place_up()
+            return
+        try:
+            self._start(job)
+        except BaseException:
+            self._backlog.appendleft(job)
+            raise
+
+    def _start(self, job: Job) -> None:
+        """Start a thread in a place that was taken for it."""
         thread = _PoolThread(self)
         thread.give(job)
         try:
-            thread.start(f"polyloop-thread-{number}")
+            thread.start(f"polyloop-thread-{next(self._numbers)}")
         except BaseException:
-            self._retired()
+            self._give_place_up()
             raise
 
     def _serve_backlog(self) -> None:
@@ -163,9 +177,22 @@ class ThreadPool:
             except IndexError:  # another thread took the last job: this one is idle again
                 self._idle.append(thread)
 
-    def _retired(self) -> None:
+    def _take_place(self) -> bool:
+        with self._lock:
+            if self._count >= self.max_threads:
+                return False
+            self._count += 1
+            self._peak = max(self._peak, self._count)
+            return True
+
+    def _give_place_up(self) -> None:
         with self._lock:
             self._count -= 1
+
+    def _retire(self) -> bool:
+        """Give up the place of a thread that nobody can give a job any more; ``False`` if it is to stay after all."""
+        self._give_place_up()
+        return not (self._backlog and self._take_place())
 
 
 class _PoolThread:
@@ -201,27 +228,28 @@ class _PoolThread:
 
     def run(self) -> None:
         pool, inbox = self._pool, self._inbox
-        try:
-            while True:
-                job = inbox.popleft()
-                job.execute()
-                pool._idle.append(self)  # before the result is known: see the module's theory
-                job.announce()
-                del job  # an idle thread keeps nobody's arguments alive
-                pool._serve_backlog()
-                if not self._wait():
-                    return
-        finally:
-            pool._retired()
+        while True:
+            job = inbox.popleft()
+            job.execute()
+            pool._idle.append(self)  # before the result is known: see the module's theory
+            job.announce()
+            del job  # an idle thread keeps nobody's arguments alive
+            pool._serve_backlog()
+            if not self._wait():
+                return
 
     def _wait(self) -> bool:
-        """Wait for the next job; ``False`` says that none came and that nobody can give one any more."""
-        while not self._inbox and (self._pool._ending or not (self._spin_a_while() or self._park())):
+        """Wait for the next job; ``False`` says that none came, that nobody can give one: this thread has retired."""
+        pool = self._pool
+        while not self._inbox and (pool._ending or not (self._spin_a_while() or self._park())):
             try:
-                self._pool._idle.remove(self)
+                pool._idle.remove(self)
             except ValueError:
                 continue  # popped a moment ago: a job is on its way
-            return False
+            if pool._retire():
+                return False
+            pool._idle.append(self)
+            pool._serve_backlog()
         return True
 
     def _spin_a_while(self) -> bool:
@@ -288,7 +316,8 @@ atexit.register(_end_idle_at_exit)
 def thread_pool() -> ThreadPool:
     """The process-wide pool that ``to_thread`` and ``async_wrap`` use.
 
-    Its ``threads``, ``idle``, ``queued`` and ``peak`` say how it is used; ``max_threads`` and ``idle_timeout`` may be set.
+    Its ``threads``, ``idle``, ``queued`` and ``peak`` say how it is used; ``max_threads`` and ``idle_timeout`` may be
+    set.
 
     .. versionadded:: 0.1
     """

@@ -22,7 +22,7 @@ async def to_thread[T](
     abandon_on_cancel: bool = False,
     **kwargs: Any,
 ) -> T: ...
-async def to_thread(
+async def to_thread(  # type: ignore[misc]  # mypy takes `*args: Any` to be less than `*args: *Ts`
     fn: Callable[..., Any],
     /,
     *args: Any,
@@ -44,8 +44,9 @@ async def to_thread(
         What ``fn`` returned.
     Raises:
         BaseException: what ``fn`` raised.
-    Cancellation: a call that no thread has taken yet is never made. Else see ``abandon_on_cancel``; a limiter's token
-    stays borrowed until the thread is done.
+    Cancellation: a call that no thread has taken yet is never made. Else see ``abandon_on_cancel``: an exception of a
+    function that was waited for becomes the context of the ``CancelledError``. A limiter's token stays borrowed until
+    the thread is done.
     Thread safety: any task on any loop. ``fn`` runs in a copy of the caller's context; what it sets there stays there.
 
     .. versionadded:: 0.1
@@ -63,8 +64,7 @@ async def on_pool(
     """``to_thread`` with its options apart from the function's own arguments."""
     call: Call[Any] = Call(fn, args, kwargs, current_port())
     if limiter is not None:
-        await limiter.acquire_on_behalf_of(call)
-        call.limiter = limiter
+        await call.borrow(limiter)
     pool = shared.pool
     try:
         pool.submit(call)

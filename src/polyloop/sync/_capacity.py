@@ -6,17 +6,19 @@ waiter's one-shot ticket decides who comes first, the giver or the canceller.
 """
 
 import asyncio
-from collections import deque
+import math
+from collections import OrderedDict
 from collections.abc import Hashable
 from types import TracebackType
 from typing import Self
 
 from polyloop._core import _prims
 from polyloop._core._context import runs_a_loop
+from polyloop._core._errors import PolyloopError
 from polyloop._core._parking import LoopWaiter, ThreadWaiter, refuse_on_loop_thread
 
 type _Borrower = Hashable
-type _Waiting = tuple[LoopWaiter | ThreadWaiter, _Borrower]
+type _Waiter = LoopWaiter | ThreadWaiter
 
 
 class CapacityLimiter:
@@ -25,8 +27,9 @@ class CapacityLimiter:
     Use it as ``async with limiter`` in a task of any loop, and as ``with limiter.sync`` in a plain thread.
 
     Args:
-        total_tokens: How many may be borrowed at once; at least 1, or ``math.inf``.
+        total_tokens: How many may be borrowed at once; an int, at least 1, or ``math.inf``.
     Raises:
+        TypeError: ``total_tokens`` is another kind of number.
         ValueError: ``total_tokens`` is below 1.
     Thread safety: every method may be called from any loop and any thread. First come, first served.
     Cancellation: a cancelled ``acquire`` holds no token.
@@ -38,7 +41,7 @@ class CapacityLimiter:
         self._lock = _prims.Lock()  # guards the fields below
         self._total = _checked(total_tokens)
         self._borrowers: set[_Borrower] = set()
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: OrderedDict[_Borrower, _Waiter] = OrderedDict()  # in the order they came
 
     def __repr__(self) -> str:
         return f"<CapacityLimiter {self.borrowed_tokens}/{self._total} borrowed, {len(self._waiting)} waiting>"
@@ -70,7 +73,7 @@ class CapacityLimiter:
         """Borrow a token for the current task, waiting for one if need be.
 
         Raises:
-            RuntimeError: the task already holds a token of this limiter.
+            RuntimeError: the task already holds a token of this limiter, or waits for one.
         """
         await self.acquire_on_behalf_of(_me())
 
@@ -80,7 +83,7 @@ class CapacityLimiter:
             if self._take_locked(borrower):
                 return
             waiter = LoopWaiter()
-            self._waiting.append((waiter, borrower))
+            self._waiting[borrower] = waiter
         try:
             await waiter
         except asyncio.CancelledError:
@@ -131,31 +134,35 @@ class CapacityLimiter:
     def _take_locked(self, borrower: _Borrower) -> bool:
         if borrower in self._borrowers:
             raise RuntimeError(f"{borrower!r} already holds a token of {self!r}; one borrower holds at most one")
+        if borrower in self._waiting:
+            raise RuntimeError(f"{borrower!r} already waits for a token of {self!r}; one borrower waits once")
         if self._waiting or len(self._borrowers) >= self._total:
             return False
         self._borrowers.add(borrower)
         return True
 
-    def _serve_locked(self) -> "list[LoopWaiter | ThreadWaiter]":
+    def _serve_locked(self) -> list[_Waiter]:
         """Hand free tokens to those who wait; the caller wakes them after it has released the lock."""
-        served: list[LoopWaiter | ThreadWaiter] = []
+        served: list[_Waiter] = []
         while self._waiting and len(self._borrowers) < self._total:
-            waiter, borrower = self._waiting.popleft()
+            borrower, waiter = self._waiting.popitem(last=False)
             if waiter.claim():  # else it has given up, and is leaving
                 self._borrowers.add(borrower)
                 served.append(waiter)
         return served
 
-    def _give_up(self, waiter: LoopWaiter | ThreadWaiter, borrower: _Borrower) -> None:
+    def _give_up(self, waiter: _Waiter, borrower: _Borrower) -> None:
         """Leave the queue; if a token was handed over at this moment, pass it on."""
-        if not waiter.claim():
+        if waiter.claim():
+            self._forget(waiter, borrower)
+        else:
             self.release_on_behalf_of(borrower)
-            return
+
+    def _forget(self, waiter: _Waiter, borrower: _Borrower) -> None:
+        """Take a waiter that has claimed itself out of the queue, unless a giver has, which then took the next."""
         with self._lock:
-            try:
-                self._waiting.remove((waiter, borrower))
-            except ValueError:
-                return  # a giver popped it, found it claimed, and took the next
+            if self._waiting.get(borrower) is waiter:
+                del self._waiting[borrower]
 
 
 class SyncCapacityLimiter:
@@ -171,17 +178,19 @@ class SyncCapacityLimiter:
     def __init__(self, limiter: CapacityLimiter) -> None:
         self._limiter = limiter
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+    def acquire(self, blocking: bool = True, timeout: float | None = -1) -> bool:
         """Borrow a token for the calling thread.
 
         Args:
-            timeout: Seconds to wait at most; -1 waits as long as it takes.
+            timeout: Seconds to wait at most; -1 and ``None`` wait as long as it takes.
         Returns:
             Whether a token was borrowed.
         Raises:
             BlockingCallError: the call would have to wait, and this thread runs a loop.
             RuntimeError: the thread already holds a token.
+            ValueError: a ``timeout`` below 0 that is not -1, or one beside ``blocking=False``.
         """
+        patience = _checked_timeout(blocking, timeout)
         limiter, me = self._limiter, _me()
         with limiter._lock:
             if limiter._take_locked(me):
@@ -190,17 +199,15 @@ class SyncCapacityLimiter:
                 return False
             refuse_on_loop_thread("CapacityLimiter.sync.acquire()", "await limiter.acquire()")
             waiter = ThreadWaiter()
-            limiter._waiting.append((waiter, me))
+            limiter._waiting[me] = waiter
         try:
-            woken = waiter.park(None if timeout < 0 else timeout)
+            woken = waiter.park(patience)
         except BaseException:  # KeyboardInterrupt on the main thread
             limiter._give_up(waiter, me)
             raise
         if woken or not waiter.claim():
             return True  # a token handed over at the very end of the wait is ours
-        with limiter._lock:
-            if (waiter, me) in limiter._waiting:
-                limiter._waiting.remove((waiter, me))
+        limiter._forget(waiter, me)
         return False
 
     def release(self) -> None:
@@ -217,21 +224,39 @@ class SyncCapacityLimiter:
         self.release()
 
 
-class WouldBlock(Exception):
+class WouldBlock(PolyloopError):
     """A ``_nowait`` call could not be done without waiting. A signal, not a fault."""
 
 
 def _checked(total: float) -> float:
-    if not total >= 1:
+    if not isinstance(total, int) and total != math.inf:
+        raise TypeError(f"the tokens of a limiter are counted by an int or math.inf, got {total!r}")
+    if total < 1:
         raise ValueError(f"a limiter needs at least one token, got {total!r}")
     return total
 
 
+def _checked_timeout(blocking: bool, timeout: float | None) -> float | None:
+    """``threading``'s ways to say how long, as seconds or ``None``."""
+    if timeout is None or timeout == -1:
+        return None
+    if not blocking:
+        raise ValueError("can't specify a timeout for a non-blocking call")
+    if timeout < 0:
+        raise ValueError(f"timeout must be -1, None or at least 0, got {timeout!r}")
+    return timeout
+
+
 def _me() -> _Borrower:
     """The current task, or the current thread where no loop runs."""
-    return asyncio.current_task() if runs_a_loop() else _prims.current_thread()
+    if not runs_a_loop():
+        return _prims.current_thread()
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("a callback of a loop is no borrower of its own; use the methods '..._on_behalf_of'")
+    return task
 
 
-def _wake(served: "list[LoopWaiter | ThreadWaiter]") -> None:
+def _wake(served: list[_Waiter]) -> None:
     for waiter in served:
         waiter.wake()

@@ -4,9 +4,10 @@ A group has a home: the loop on which it was entered. All its decisions are take
 own rules. Three things come from other threads. A child's end is posted home, and so is ``cancel``, once the group has
 a home. A new child may be created by any thread.
 
-A thread that adds a child adds it to ``_tasks`` and *then* reads the flags, while home sets a flag and *then* copies the
-set, so that one of the two sees the other (``set.add`` and ``set.copy`` are critical sections of the set, which orders
-them). ``cancel`` and the entry meet in the same way: each sets its flag, copies the set, and reads the other's.
+A thread that adds a child adds it to ``_tasks`` and *then* reads the flags, while home sets a flag and *then* copies
+the set, so that one of the two sees the other (``set.add`` and ``set.copy`` are critical sections of the set, which
+orders them). ``cancel`` and the entry meet in the same way: each sets its flag, copies the set, and reads the
+other's.
 """
 
 import asyncio
@@ -30,7 +31,8 @@ class TaskGroup:
     What differs: two children may run at the same instant, on two loops, so state that they share needs a lock, a
     queue, or ``on="here"``.
 
-    On a thread whose loop polyloop does not run, and with no runtime open in the process, the children run on that loop.
+    On a thread whose loop polyloop does not run, and with no runtime open in the process, the children run on that
+    loop.
 
     Thread safety: ``create_task``, ``start_soon`` and ``cancel`` may be called from any child on any loop, and from any
     thread while the group is open. Enter and leave it in one task.
@@ -96,7 +98,8 @@ class TaskGroup:
         Cancellation: waits for nothing.
         Thread safety: any thread; see the class.
         """
-        if type(coro) is not CoroutineType and not asyncio.iscoroutine(coro):
+        kind = type(coro)
+        if kind is not CoroutineType and not asyncio.iscoroutine(coro):
             raise TypeError(f"a coroutine was expected, got {coro!r}")
         port = here.port
         if port is not self._direct or on is not None or key is not None or port is None:
@@ -166,9 +169,9 @@ class TaskGroup:
     def cancel(self) -> None:
         """Cancel the children and the block; the group is then left without an exception.
 
-        The ``TaskGroup.cancel`` of Python 3.15, for any thread; called off the group's own loop, it is a message to that
-        loop. Cancelling twice, or a group that has ended, does nothing; cancelling a group before it is entered cancels
-        it as soon as it is.
+        The ``TaskGroup.cancel`` of Python 3.15, for any thread; called off the group's own loop, it is a message to
+        that loop. Cancelling twice, or a group that has ended, does nothing; cancelling a group before it is entered
+        cancels it as soon as it is.
         """
         if not self._entered:
             self._cancel_on_entry = True
@@ -305,7 +308,7 @@ class TaskGroup:
         raise BaseExceptionGroup("unhandled errors in a TaskGroup", self._errors) from None
 
     def _report_errors(self) -> None:
-        """Hand the errors of children to the loop's handler, since a SystemExit or KeyboardInterrupt leaves without them."""
+        """Hand the errors to the loop's handler: a SystemExit or KeyboardInterrupt leaves the block without them."""
         for exc in self._errors:
             if exc is not self._base_error:
                 message = f"an exception of a child of {self!r} gave way to {self._base_error!r}"
