@@ -122,7 +122,7 @@ class Completion[T]:
         if port is None or port.loop is not asyncio._get_running_loop():
             port = current_port()
         future = asyncio.Future[None](loop=port.loop)
-        wake = partial(port.post, _resolve, future)
+        wake = partial(port.post, partial(_resolve, future))
         self._waiters.append(wake)
         if self._done:
             self._wake_all()

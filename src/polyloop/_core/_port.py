@@ -8,7 +8,7 @@ import asyncio
 import contextvars
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from polyloop._core import _prims
@@ -113,9 +113,9 @@ class Port:
         """End the loop's sleep; the caller popped the mailbox's token. Any thread; must not raise."""
         raise NotImplementedError
 
-    def _report(self, exc: BaseException, fn: Callable[..., object]) -> None:
+    def _report(self, exc: BaseException) -> None:
         message = f"polyloop: a callable posted to {self!r} raised"
-        self.loop.call_exception_handler({"message": message, "exception": exc, "callable": fn})
+        self.loop.call_exception_handler({"message": message, "exception": exc})
 
 
 class GuestPort(Port):

@@ -63,7 +63,7 @@ class WorkerSelector(selectors.DefaultSelector):
         self._waker_key = self.register(self._waker.fileno(), selectors.EVENT_READ, (None, None))
         self._wakes_owed = 0  # tokens that a poster took and whose wake has not been drained yet
         self._tenant: Tenant
-        self._items: list[Any]
+        self._items: deque[Any]
         self._unstarted: deque[object]
         self._tokens: deque[None]
         self._polled_ns = 0  # when the sockets were last looked at
@@ -137,8 +137,8 @@ class WorkerSelector(selectors.DefaultSelector):
         return None
 
     def _sleep(self, timeout: float | None) -> "Events":
-        self._tokens.append(None)  # announce the sleep, then look a last time, by a copy: see _mailbox
-        if self._items[:] or self._unstarted:
+        self._tokens.append(None)  # announce the sleep, then look a last time: see _mailbox
+        if self._items or self._unstarted:
             self._retract()
             self._tenant.serve()
             return self._poll_if_due()

@@ -13,6 +13,7 @@ other's.
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine, Hashable
+from functools import partial
 from types import CoroutineType, TracebackType
 from typing import Any, Self
 
@@ -203,7 +204,7 @@ class TaskGroup:
         """A child is done. On whatever thread completed it; the rest happens at home."""
         home = self._home
         if home is not here.port:
-            home.post(self._child_ended, handle)
+            home.post(partial(self._child_ended, handle))
             return
         self._tasks.discard(handle)
         if self._all_ended is not None:
