@@ -40,6 +40,7 @@ class Completion[T]:
     _done = False
     _result: T | None = None
     _exception: BaseException | None = None
+    _spare: BaseException | None = None  # a copy of it, taken before anybody could raise it, and never raised itself
     _cancelled = False
 
     def __init__(self) -> None:
@@ -50,6 +51,7 @@ class Completion[T]:
         self._result = result
         if exception is not None:
             self._exception = exception
+            self._spare = copy_exception(exception)
             self._cancelled = isinstance(exception, asyncio.CancelledError)
         self._publish()
 
@@ -90,7 +92,8 @@ class Completion[T]:
         """The exception object itself for the first thread that asks, an equal copy for every other.
 
         Raising one exception object on two threads at once mixes their tracebacks, and on 3.13t it is a data race that
-        can crash the interpreter (``PyException_SetTraceback`` has a critical section from 3.14 on only).
+        can crash the interpreter (``PyException_SetTraceback`` has a critical section from 3.14 on only). So is to copy
+        one that is being raised; hence the spare.
         """
         exc = self._exception
         if exc is None:
@@ -98,7 +101,7 @@ class Completion[T]:
         self._mark_retrieved()
         me = _prims.get_ident()
         owner = self.__dict__.setdefault("_raiser", me)  # atomic: the first thread to look stays the owner
-        return exc if owner == me else copy_exception(exc)
+        return exc if owner == me else copy_exception(self._spare or exc)
 
     def _mark_retrieved(self) -> None:
         """Somebody has seen the exception."""
@@ -176,7 +179,8 @@ class Callback[H]:
 
     def _schedule(self) -> None:
         assert self._port is not None
-        self._port.loop.call_soon(self.fn, self._handle, context=self._context)
+        with contextlib.suppress(RuntimeError):  # the loop was closed: as asyncio, nobody is called
+            self._port.loop.call_soon(self.fn, self._handle, context=self._context)
 
     def _call(self) -> None:
         try:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 class _Here(_prims.local):
     port: "Port | None" = None  # the way into the loop of this thread
+    guests: "tuple[Port, ...]" = ()  # ports of loops not of ours that took turns on this thread and are not closed
     call_port: "Port | None" = None  # on an offload thread: the port whose call runs here
 
 

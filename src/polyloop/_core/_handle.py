@@ -322,6 +322,8 @@ class TaskHandle[T](Completion[T]):
         try:
             self._result = task.result()
         except BaseException as exc:
+            if self._watched:  # asyncio raises this very object in those who await the task on its own loop
+                self.__dict__["_raiser"] = _prims.get_ident()
             # result() put this frame into the traceback, which is no news to anybody.
             self._fail(exc.with_traceback(exc.__traceback__.tb_next if exc.__traceback__ else None))
             return
@@ -368,7 +370,7 @@ class _UnseenError:
         if self.exc is None:
             return
         message = f"polyloop: the exception of task {self._name!r} was never retrieved"
-        if self._port.mailbox.closed:
+        if self._port.mailbox.closed or self._port.loop.is_closed():
             logger.error(message, exc_info=self.exc)
         else:
             self._port.post(self._port.loop.call_exception_handler, {"message": message, "exception": self.exc})

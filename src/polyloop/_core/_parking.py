@@ -6,6 +6,7 @@ by any thread and, after a ``claim``, is called once.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Generator
 from typing import Any, Protocol
 
@@ -65,7 +66,8 @@ class LoopWaiter(_Claimed):
 
     def _resolve(self) -> None:
         if not self._future.done():  # done: the parked task was cancelled meanwhile
-            self._future.set_result(None)
+            with contextlib.suppress(RuntimeError):  # the loop was closed under it
+                self._future.set_result(None)
 
 
 class ThreadWaiter(_Claimed):

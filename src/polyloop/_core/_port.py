@@ -135,6 +135,7 @@ class GuestPort(Port):
             self._refuse_pinned()
 
     def _drain(self) -> None:
+        here.port = self  # another loop may have had this thread meanwhile
         self.mailbox.tokens.append(None)  # before the drain: a post from now on schedules the next one
         self.mailbox.drain()
 
@@ -159,5 +160,15 @@ def current_port() -> Port:
     loop = asyncio.get_running_loop()
     port = here.port
     if port is None or port.loop is not loop:
-        port = GuestPort(loop)
+        port = here.port = _guest_port(loop)
+    return port
+
+
+def _guest_port(loop: asyncio.AbstractEventLoop) -> Port:
+    """The one port of a loop not of ours on this thread: two ports of one loop would each take the other for foreign."""
+    for port in here.guests:
+        if port.loop is loop:
+            return port
+    port = GuestPort(loop)
+    here.guests = (*[other for other in here.guests if not other.loop.is_closed()], port)
     return port
