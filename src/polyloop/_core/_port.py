@@ -165,7 +165,7 @@ def current_port() -> Port:
 
 
 def _guest_port(loop: asyncio.AbstractEventLoop) -> Port:
-    """The one port of a loop not of ours on this thread: two ports of one loop would each take the other for foreign."""
+    """The one port of a loop not of ours on this thread: of two, each would take the other's handles for foreign."""
     for port in here.guests:
         if port.loop is loop:
             return port
