@@ -4,7 +4,7 @@ A class answers who must act: the runtime has ended, the worker under the task i
 a loop. All of them carry one message, so they pickle.
 """
 
-import copy
+from typing import Any
 
 
 class PolyloopError(Exception):
@@ -36,15 +36,29 @@ class GilEnabledWarning(RuntimeWarning):
 
 
 def copy_exception[E: BaseException](exc: E) -> E:
-    """An equal exception with the same traceback, cause and notes; ``exc`` itself where it cannot be copied."""
+    """An equal exception with the same traceback, cause and notes; ``exc`` itself where it cannot be copied.
+
+    The parts of it that the interpreter knows are copied by the builtin class under it, and its attributes one by one.
+    No constructor of a user runs: it may want other arguments than it handed on, or do more than construct.
+    """
+    kind = type(exc)
+    builtin: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
     try:
-        twin = copy.copy(exc)
+        _, args, *state = builtin.__reduce__(exc)
+        twin: E = builtin.__new__(kind, *args)
+        builtin.__init__(twin, *args)
+        for attributes in (*state, _slots(exc)):
+            for name, value in (attributes or {}).items():
+                setattr(twin, name, value.copy() if name == "__notes__" else value)
     except Exception:
-        return exc
-    if type(twin) is not type(exc):
         return exc
     twin.__traceback__ = exc.__traceback__
     twin.__cause__ = exc.__cause__
     twin.__context__ = exc.__context__
     twin.__suppress_context__ = exc.__suppress_context__
     return twin
+
+
+def _slots(exc: BaseException) -> dict[str, Any]:
+    names = [name for base in type(exc).__mro__ for name in vars(base).get("__slots__", ())]
+    return {name: getattr(exc, name) for name in names if hasattr(exc, name)} if names else {}
