@@ -5,6 +5,7 @@ runs: ``asyncio.run``, Jupyter, pytest, uvloop in its own thread. Handles, waite
 """
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 from collections import deque
@@ -127,17 +128,45 @@ class GuestPort(Port):
         self.mailbox.tokens.append(None)  # a token stands for "no drain is scheduled"
 
     def _wake(self) -> None:
-        try:
-            self.loop.call_soon_threadsafe(self._drain, context=self.context)
-        except RuntimeError:  # the loop was closed by its owner: nobody there waits any more
-            self._refusal = RuntimeClosedError(f"the {self.name} was closed before the task could start there")
-            self.mailbox.close()
-            self._refuse_pinned()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: see _Drain
+            self.loop.call_soon_threadsafe(_Drain(self), context=self.context)
+
+    def _lost(self) -> None:
+        """The loop was closed by its owner: nobody there waits, and nothing there ends any more. Any thread."""
+        refusal = RuntimeClosedError(f"the {self.name} was closed before the task could start or end there")
+        self._refusal = refusal
+        self.mailbox.close()
+        self._refuse_pinned()
+        while True:
+            try:
+                handle = self.live.pop()  # atomic: whoever takes a handle out of live completes it
+            except KeyError:
+                return
+            handle._fail(copy_exception(refusal))
 
     def _drain(self) -> None:
         here.port = self  # another loop may have had this thread meanwhile
         self.mailbox.tokens.append(None)  # before the drain: a post from now on schedules the next one
         self.mailbox.drain()
+
+
+class _Drain:
+    """One scheduled drain. A loop that is closed drops what it has not run, and so tells that it is closed."""
+
+    __slots__ = ("_port",)
+
+    def __init__(self, port: GuestPort) -> None:
+        self._port: GuestPort | None = port
+
+    def __call__(self) -> None:
+        port, self._port = self._port, None
+        assert port is not None
+        port._drain()
+
+    def __del__(self) -> None:
+        port = self._port
+        if port is not None and port.loop.is_closed():
+            port._lost()
 
 
 class _Nowhere(Port):
