@@ -1,0 +1,133 @@
+"""One-shot waiters: a ticket is claimed once, and a wake reaches a coroutine or a thread from anywhere."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from polyloop import BlockingCallError
+from polyloop._core._parking import LoopWaiter, ThreadWaiter, refuse_on_loop_thread
+from polyloop.testing import TestLoop, TestThread
+from tests.explorer import List, Run, explore
+
+
+def test_a_ticket_is_claimed_once_in_every_interleaving() -> None:
+    """Of three that want to decide a park, one does."""
+
+    def claiming(run: Run) -> None:
+        waiter = ThreadWaiter()
+        waiter._ticket = List(run, "ticket")
+        list.append(waiter._ticket, None)
+        won: list[int] = []
+
+        def claim(who: int) -> None:
+            if waiter.claim():
+                won.append(who)
+
+        for who in range(3):
+            run.thread(lambda who=who: claim(who))  # type: ignore[misc]
+        run.check(lambda: len(won) == 1 or pytest.fail(f"claimed by {won}"))
+
+    assert explore(claiming) > 5
+
+
+def test_a_parked_thread_is_woken_by_another() -> None:
+    """``park`` returns true when it was woken, at once if that was before."""
+    waiter = ThreadWaiter()
+    thread = TestThread(waiter.park)
+    waiter.wake()
+    assert thread.result() is True
+    early = ThreadWaiter()
+    early.wake()
+    assert early.park(0) is True
+
+
+@pytest.mark.parametrize("parked", [TestThread, None], ids=["thread", "main thread"])
+def test_a_park_that_nobody_ends_times_out(parked: type[TestThread[bool]] | None) -> None:
+    """It returns false; on the main thread too, which parks in slices to hear signals."""
+    waiter = ThreadWaiter()
+    assert (waiter.park(0.01) if parked is None else parked(waiter.park, 0.01).result()) is False
+
+
+async def park(waiters: list[LoopWaiter]) -> str:
+    waiter = LoopWaiter()
+    waiters.append(waiter)
+    try:
+        await waiter
+    except asyncio.CancelledError:
+        return f"cancelled, claimed={waiter.claim()}"
+    return "woken"
+
+
+def wake_here(left: TestLoop, right: TestLoop, waiter: LoopWaiter) -> None:
+    left.run(waiter.wake)
+
+
+def wake_on_another_loop(left: TestLoop, right: TestLoop, waiter: LoopWaiter) -> None:
+    right.run(waiter.wake)
+
+
+def wake_on_a_thread(left: TestLoop, right: TestLoop, waiter: LoopWaiter) -> None:
+    waiter.wake()
+
+
+@pytest.mark.parametrize("wake", [wake_here, wake_on_another_loop, wake_on_a_thread])
+def test_a_parked_coroutine_is_woken_from_anywhere(
+    left: TestLoop, right: TestLoop, wake: Callable[[TestLoop, TestLoop, LoopWaiter], None]
+) -> None:
+    """By its own loop, by another, and by a plain thread."""
+    waiters: list[LoopWaiter] = []
+    handle = left.spawn(park, waiters)
+    left.wait_all_blocked()
+    wake(left, right, waiters[0])
+    assert handle.result() == "woken"
+
+
+def test_a_cancelled_park_can_still_be_claimed(left: TestLoop) -> None:
+    """Nobody had decided it, so the canceller gives it up itself."""
+    waiters: list[LoopWaiter] = []
+    handle = left.spawn(park, waiters)
+    left.wait_all_blocked()
+    handle.cancel()
+    assert handle.result() == "cancelled, claimed=True"
+
+
+def test_a_park_cancelled_after_it_was_claimed_says_so(left: TestLoop) -> None:
+    """The waker has won; the cancelled coroutine learns that it must hand on what it was given."""
+    waiters: list[LoopWaiter] = []
+    handle = left.spawn(park, waiters)
+    left.wait_all_blocked()
+    with left.paused():  # both happen before the coroutine can run
+        handle.cancel()
+        assert waiters[0].claim()
+        waiters[0].wake()
+    assert handle.result() == "cancelled, claimed=False"
+
+
+def test_a_wake_after_the_loop_has_ended_is_harmless() -> None:
+    """The loop was closed under a parked coroutine: a wake finds nobody, on its thread or on another."""
+    waiters: list[LoopWaiter] = []
+
+    def abandon() -> None:
+        loop = asyncio.new_event_loop()
+
+        async def begin() -> None:
+            coro = park(waiters)
+            coro.send(None)  # parked for good
+            abandoned.append(coro)
+
+        loop.run_until_complete(begin())
+        loop.close()
+        waiters[0].wake()
+
+    abandoned: list[object] = []
+    TestThread(abandon).result()
+    waiters[0].wake()
+    assert len(waiters) == 1
+
+
+def test_blocking_on_a_loop_is_refused_with_the_awaitable_twin(left: TestLoop) -> None:
+    """The message names the call, the thread and what to write instead."""
+    with pytest.raises(BlockingCallError, match=r"^lock\.acquire\(\) would block the event loop of thread 'left'; use"):
+        left.run(refuse_on_loop_thread, "lock.acquire()", "await lock.acquire()")
+    refuse_on_loop_thread("lock.acquire()", "await lock.acquire()")  # a plain thread may
