@@ -36,7 +36,7 @@ NOT_RUN: Excluded = {
             "test_cancels_task_if_created_during_creation": _TICKS,
             "test_error_and_cancel": _TICKS,
             "test_taskgroup_generator_exit_04": _TICKS,
-            "test_taskgroup_25": "its children may add more while another thread aborts the group, and are refused then",
+            "test_taskgroup_25": "its children add more while another thread aborts the group, and are refused then",
             "test_exception_refcycles_parent_task": _FREED,
             "test_exception_refcycles_parent_task_wr": _FREED,
             "test_taskgroup_cancel_keeps_outer_cancellation": _STARTED,

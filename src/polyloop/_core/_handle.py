@@ -19,6 +19,7 @@ task runs. Requests are taken under a lock, each exactly once, as ``Task.cancell
 """
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Protocol, cast
@@ -54,9 +55,15 @@ class TaskHandle[T](Completion[T]):
     """
 
     _port: Port = NOWHERE  # set by whoever places it; final from _start on
+    # Future-like, as asyncio.isfuture defines it: wait_for, shield, gather and the like take the handle as it is,
+    # instead of a task of their own around it. They look at the second one too.
+    _asyncio_future_blocking = False
+    _cancel_message: Any = None
+
     _task: "asyncio.Task[T] | None" = None  # owner thread only: others must not even hold a reference
     _name: str | None = None
     _context: contextvars.Context | None = None
+    _shares_context = False  # the context was given by the user: another thread may be in it at any time
     _group: "Group | None" = None  # set before start
     _cancels: tuple[Any, ...] = ()  # messages of requests not yet delivered; guarded by _cancel_lock
     _watched = False  # somebody on the owner's loop awaits the task itself and will see its exception
@@ -72,6 +79,7 @@ class TaskHandle[T](Completion[T]):
             self._name = name
         if context is not None:
             self._context = context
+            self._shares_context = True
 
     # For everybody
 
@@ -90,6 +98,14 @@ class TaskHandle[T](Completion[T]):
     def worker(self) -> Port:
         """Where the task runs, or where it waits to be started (it may still be stolen then)."""
         return self._port
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that runs on the calling thread: a handle can be awaited on any, so it is at home on each.
+
+        Raises:
+            RuntimeError: no loop runs on this thread.
+        """
+        return asyncio.get_running_loop()
 
     def __repr__(self) -> str:
         name = self.name
@@ -213,6 +229,10 @@ class TaskHandle[T](Completion[T]):
             return cast("T", self._result)
         return self._outcome()
 
+    def _make_cancelled_error(self) -> BaseException:
+        """For asyncio.gather: the exception of a cancelled task."""
+        return self._exception_for_me() or asyncio.CancelledError()
+
     def _mark_retrieved(self) -> None:
         unseen = self._unseen
         if unseen is not None:
@@ -224,8 +244,9 @@ class TaskHandle[T](Completion[T]):
     def _local_task(self) -> "asyncio.Task[T] | None":
         """The task, if it runs on the calling thread: ``_task`` is not for other threads.
 
-        The port is read twice. 1. This thread sees its own port: the handle waits in its queue. 2. Another worker steals
-        it, which sets the port, and starts it, which sets the task. 3. This thread sees that task. The second look tells.
+        The port is read twice. 1. This thread sees its own port: the handle waits in its queue. 2. Another worker
+        steals it, which sets the port, and starts it, which sets the task. 3. This thread sees that task. The second
+        look tells.
         """
         mine = here.port
         if self._port is not mine:
@@ -242,14 +263,26 @@ class TaskHandle[T](Completion[T]):
         self._port = port
         if self._cancels:
             self._coro.close()  # it has not begun, so there is nothing to clean up in it
-            self._fail(asyncio.CancelledError(*[msg for msg in self._cancels[:1] if msg is not None]))
+            self._fail(asyncio.CancelledError(*[msg for msg in self._cancels[-1:] if msg is not None]))
             return
-        if port.plain_tasks:
+        if self._shares_context and not self._can_enter():
+            return
+        if port.plain_tasks and not self._shares_context:
             self._step_now(port)
         else:
             self._create(port)
         if self._cancels:
             self._deliver_cancels()
+
+    def _can_enter(self) -> bool:
+        """Fail a task whose context another thread is in: its steps would be lost, one by one, with nobody told."""
+        assert self._context is not None
+        try:
+            self._context.run(_nothing)
+        except RuntimeError as exc:
+            self._refuse(exc)
+            return False
+        return True
 
     def _step_now(self, port: Port) -> None:
         live = port.live
@@ -258,7 +291,7 @@ class TaskHandle[T](Completion[T]):
             task = asyncio.Task(self._coro, loop=port.loop, name=self._name, context=self._context, eager_start=True)
         except BaseException as exc:
             # The first step raised SystemExit or KeyboardInterrupt, which asyncio lets out of the loop; or the task
-            # could not be made, for instance because another thread is in its context.
+            # could not be made.
             self._coro.close()
             if self in live:
                 live.discard(self)
@@ -301,9 +334,6 @@ class TaskHandle[T](Completion[T]):
             port.post(self._deliver_cancels)
             return
         task = self._task
-        if self._port is not port:  # stolen and started between these two lines, as in _local_task
-            self._port.post(self._deliver_cancels)
-            return
         if task is None:  # done, or not started: _start looks at the requests
             return
         with _cancel_lock:
@@ -324,6 +354,10 @@ class TaskHandle[T](Completion[T]):
         except BaseException as exc:
             if self._watched:  # asyncio raises this very object in those who await the task on its own loop
                 self.__dict__["_raiser"] = _prims.get_ident()
+                if isinstance(exc, asyncio.CancelledError) and exc.args:
+                    # Of a cancellation, result() gives the object with the message away once: the awaiter gets another.
+                    with contextlib.suppress(AttributeError):
+                        task._cancel_message = exc.args[0]  # type: ignore[attr-defined]
             # result() put this frame into the traceback, which is no news to anybody.
             self._fail(exc.with_traceback(exc.__traceback__.tb_next if exc.__traceback__ else None))
             return
@@ -354,6 +388,10 @@ class TaskHandle[T](Completion[T]):
         """Complete a handle that will never start. Any thread that popped it."""
         self._coro.close()
         self._fail(exc)
+
+
+def _nothing() -> None:
+    """What a context is entered for to see whether that works."""
 
 
 class _UnseenError:

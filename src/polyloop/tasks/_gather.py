@@ -2,47 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Coroutine
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 from polyloop._core._handle import TaskHandle
-from polyloop._core._port import Port, current_port
 from polyloop.runtime._current import running_runtime
-
-
-class HandleFuture[T](asyncio.Future[T]):
-    """A future of this loop that follows a handle, wherever that runs. Cancelling it cancels the task.
-
-    It belongs to the loop it was made on; only ``wake``, by which the handle reports its end, is for other threads.
-    """
-
-    def __init__(self, handle: TaskHandle[T], port: Port) -> None:
-        super().__init__(loop=port.loop)
-        self._handle = handle
-        self._port = port
-        handle._add_waiter(self.wake)
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Ask the task to stop; this future is done when the task is."""
-        return not self.done() and self._handle.cancel(msg)
-
-    def wake(self) -> None:
-        """The task has ended: follow it on this future's own loop. Any thread."""
-        if self._port.is_current():
-            self._follow()
-        else:
-            self._port.post(self._follow)
-
-    def _follow(self) -> None:
-        if self.done():
-            return
-        handle = self._handle
-        exc = handle._exception_for_me()
-        if exc is None:
-            self.set_result(cast("T", handle._result))
-        elif handle._cancelled:
-            super().cancel(*exc.args[:1])
-        else:
-            self.set_exception(exc)
 
 
 @overload
@@ -70,27 +33,26 @@ def gather(*aws: Awaitable[Any], return_exceptions: bool = False) -> "asyncio.Fu
 
     .. versionadded:: 0.1
     """
-    port = current_port()
     runtime = running_runtime()
-    handles: dict[int, Awaitable[Any]] = {}
+    futures: dict[int, Awaitable[Any]] = {}  # one for each awaitable, however often it is given
     try:
         for aw in aws:
-            if id(aw) not in handles:
-                handles[id(aw)] = runtime.submit(aw) if runtime is not None and asyncio.iscoroutine(aw) else aw
+            if id(aw) not in futures:
+                started = runtime.submit(aw) if runtime is not None and asyncio.iscoroutine(aw) else aw
+                futures[id(aw)] = _future_of(started)
     except BaseException:  # the runtime was closed meanwhile, and has closed the coroutine that it refused
         for aw in aws:
-            if id(aw) not in handles and asyncio.iscoroutine(aw):
+            if id(aw) not in futures and asyncio.iscoroutine(aw):
                 aw.close()
         raise
-    futures = [_future_of(handles[id(aw)], port) for aw in aws]
-    return asyncio.gather(*futures, return_exceptions=return_exceptions)
+    return asyncio.gather(*[futures[id(aw)] for aw in aws], return_exceptions=return_exceptions)
 
 
-def _future_of(aw: Awaitable[Any], port: Port) -> "asyncio.Future[Any]":
+def _future_of(aw: Awaitable[Any]) -> Awaitable[Any]:
     if not isinstance(aw, TaskHandle):
         return asyncio.ensure_future(aw)
     task = aw._local_task()
     if task is None:
-        return HandleFuture(aw, port)
+        return aw  # future-like
     aw._watched = True  # gather looks at the task's exception
     return task
