@@ -155,5 +155,3 @@ def in_thread[T](fn: Callable[[], T]) -> T:
 def worker_threads() -> list[str]:
     """Names of the workers' threads that exist."""
     return sorted(t.name for t in threading.enumerate() if t.name.startswith("polyloop-") and "thread" not in t.name)
-
-

@@ -100,13 +100,15 @@ async def where():
 
 async def crowd():
     async with polyloop.TaskGroup() as group:
-        handles = [group.create_task(where(), on="round_robin") for _ in range(300)]
+        workers = polyloop.current_runtime().workers
+        handles = [group.create_task(where(), on=workers[number % 2]) for number in range(300)]
     return sorted({await handle for handle in handles})
 
 print(polyloop.run(crowd(), loops=2, loop_factory=rloop.new_event_loop))
 with polyloop.Runtime(loops=2, loop_factory=rloop.new_event_loop) as rt:
     print(rt.run(crowd()))
-    left = rt.spawn(asyncio.sleep, 60)
+    left = rt.spawn(asyncio.sleep, 60, on=rt.workers[1])
+    rt.spawn(where, on=rt.workers[1]).result()
 print(left.cancelled())
 """
     )
@@ -165,7 +167,10 @@ def test_factory_that_returns_something_else() -> None:
         return 5
 
     expected = f"loop_factory must return a new event loop, got 5 from {broken!r}"
-    for start in (lambda: Runtime(loops=2, loop_factory=broken).start(), lambda: polyloop.run(forever(), loops=2, loop_factory=broken)):
+    for start in (
+        lambda: Runtime(loops=2, loop_factory=broken).start(),
+        lambda: polyloop.run(forever(), loops=2, loop_factory=broken),
+    ):
         with pytest.raises(TypeError) as caught:
             start()
         assert str(caught.value) == expected
@@ -207,5 +212,3 @@ def test_loop_that_loses_wakeups_is_refused_by_name(monkeypatch: pytest.MonkeyPa
         f"the event loop {name} loses cross-thread wake-ups: of 11 calls of call_soon_threadsafe one was not run"
         " within 0.2 s; use another loop_factory, or none for polyloop's own"
     )
-
-

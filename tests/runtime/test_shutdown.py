@@ -149,8 +149,7 @@ def test_closing_from_a_loop_thread_of_somebody_else() -> None:
             with pytest.raises(BlockingCallError) as caught:
                 runtime.close()
             assert str(caught.value) == (
-                "Runtime.close() would block the event loop of thread 'MainThread';"
-                " use 'await runtime.aclose()' there"
+                "Runtime.close() would block the event loop of thread 'MainThread'; use 'await runtime.aclose()' there"
             )
         return await runtime.aclose()
 
@@ -187,9 +186,7 @@ def test_close_before_start_and_start_after_close() -> None:
     assert runtime.close().clean
     with pytest.raises(RuntimeError) as caught:
         runtime.start()
-    assert str(caught.value) == (
-        "<Runtime 'polyloop' closed loops=2> was started or closed before; make a new Runtime"
-    )
+    assert str(caught.value) == ("<Runtime 'polyloop' closed loops=2> was started or closed before; make a new Runtime")
 
 
 def test_starting_twice() -> None:

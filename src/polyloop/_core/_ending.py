@@ -38,24 +38,26 @@ class Stuck:
         return f"{self.kind} {self.name!r} on {self.where}{frames}"
 
 
-async def cancel_all(loop: asyncio.AbstractEventLoop, deadline: float, ours: Iterable[Any]) -> "set[asyncio.Task[Any]]":
+async def cancel_all(
+    loop: asyncio.AbstractEventLoop, deadline: float, ours: Iterable[Any], cancelled: "set[asyncio.Task[Any]]"
+) -> "set[asyncio.Task[Any]]":
     """Cancel every task of ``loop`` but the caller's, once each, and wait for them until ``deadline``.
 
     Args:
         ours: Tasks whose exceptions somebody else reports.
+        cancelled: Tasks that were cancelled by an earlier call, which was interrupted; added to.
     Returns:
         The tasks that were not done at the deadline.
     """
     me = asyncio.current_task()
     quiet = set(ours)
-    cancelled: set[asyncio.Task[Any]] = set()
     while True:
         tasks = {task for task in asyncio.all_tasks(loop) if task is not me}
         if not tasks:
             return tasks
         for task in tasks - cancelled:
+            cancelled.add(task)
             task.cancel()
-        cancelled |= tasks
         done, _ = await asyncio.wait(tasks, timeout=max(0.0, deadline - _prims.monotonic()))
         for task in done - quiet:
             _report_error(loop, task)

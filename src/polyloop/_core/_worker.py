@@ -79,6 +79,7 @@ class Worker(Port):
         self._stopping = False  # the loop may end; owner thread only
         self._winding: asyncio.Task[None] | None = None  # owner thread only, as is the deadline
         self._wind_down_by = 0.0
+        self._cancelled: set[asyncio.Task[Any]] = set()  # by the wind-down; the loop's thread drops them in bury()
         self._next_victim = 0
 
     @property
@@ -257,7 +258,7 @@ class Worker(Port):
         self.close_doors(refusal)
         logger.critical("polyloop: %s", refusal, exc_info=cause)
         self.forsake()
-        cleanup = cancel_all(loop, _prims.monotonic() + _DEATH_TIMEOUT, ())
+        cleanup = cancel_all(loop, _prims.monotonic() + _DEATH_TIMEOUT, (), self._cancelled)
         with contextlib.suppress(BaseException):
             loop.run_until_complete(cleanup)
         cleanup.close()  # a loop beyond use has never begun it
@@ -325,7 +326,7 @@ class Worker(Port):
         """Refuse what waits, cancel what runs, close what asyncio closes; name in ``stuck`` what would not end."""
         self.close_doors(refusal)
         names = {handle._task: handle.name for handle in self.live}
-        pending = await cancel_all(self.loop, deadline, names)
+        pending = await cancel_all(self.loop, deadline, names, self._cancelled)
         self.stuck = [stuck_task(task, names.get(task) or task.get_name(), self.name) for task in pending]
         self.stuck += await finish_loop(self.loop, deadline, self.name)
 
@@ -344,6 +345,7 @@ class Worker(Port):
 
     def bury(self) -> None:
         """The loop will not run again: close it and complete what is left. The loop's thread."""
+        self._cancelled.clear()
         try:
             if not self.loop.is_closed():
                 self.loop.close()

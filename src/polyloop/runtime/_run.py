@@ -138,9 +138,12 @@ class _Run:
         refusal = runtime._begin_end(self._others, deadline)
         try:
             _drive(runner, self._wind_down(refusal, deadline))
-        except (KeyboardInterrupt, SystemExit):  # of a signal, or of a task that was being cancelled
-            deadline = _prims.monotonic()
-            runtime._begin_end(self._others, deadline)
+        except (KeyboardInterrupt, SystemExit) as exc:  # of a signal, or of a task that was being cancelled
+            for other in self._others:
+                other.on_fatal = None
+            if isinstance(exc, KeyboardInterrupt):
+                deadline = _prims.monotonic()
+                runtime._begin_end(self._others, deadline)
             _drive(runner, self._wind_down(refusal, deadline))
             raise
         except Exception as exc:  # the loop is beyond use, as whoever called run() hears from its main task

@@ -159,7 +159,9 @@ class Runtime:
         given: object = fn
         if isinstance(given, CoroutineType):
             given.close()
-            raise TypeError(f"spawn() calls the function itself, got {fn!r}; write spawn(fetch, url) or submit(fetch(url))")
+            raise TypeError(
+                f"spawn() calls the function itself, got {fn!r}; write spawn(fetch, url) or submit(fetch(url))"
+            )
         if self._state != "running":
             raise self._closed_error(getattr(fn, "__qualname__", repr(fn)))
         coro = fn(*args)
