@@ -1,17 +1,17 @@
 """Small tools of the runtime's tests: programs in processes of their own, and loops held still."""
 
 import asyncio
+import inspect
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
 
 from polyloop import Runtime, TaskHandle, Worker
 
@@ -150,6 +150,11 @@ def in_thread[T](fn: Callable[[], T]) -> T:
     if exc is not None:
         raise exc
     return result  # type: ignore[no-any-return]
+
+
+def is_closed(coro: Coroutine[Any, Any, Any]) -> bool:
+    """Whether a coroutine was closed, or has ended, so that nothing warns that it was never awaited."""
+    return inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
 
 
 def worker_threads() -> list[str]:

@@ -4,13 +4,14 @@ import asyncio
 import contextvars
 import sys
 import threading
+from typing import Any
 
 import pytest
+from tests.runtime.helpers import PATIENCE, forever, held, in_thread, where, worker_threads
 
 import polyloop
 from polyloop import NoRuntimeError, Runtime
 from polyloop.runtime import RoundRobin
-from tests.runtime.helpers import PATIENCE, forever, held, in_thread, where, worker_threads
 
 variable = contextvars.ContextVar("variable", default="unset")
 
@@ -241,9 +242,9 @@ def test_task_factory_of_the_user_is_respected(loops: int) -> None:
     async def main() -> str:
         loop = asyncio.get_running_loop()
 
-        def factory(loop: asyncio.AbstractEventLoop, coro: object, **kwargs: object) -> "asyncio.Task[object]":
+        def factory(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> "asyncio.Task[Any]":
             made.append("task")
-            return asyncio.Task(coro, loop=loop, **kwargs)  # type: ignore[arg-type]
+            return asyncio.Task(coro, loop=loop, **kwargs)
 
         loop.set_task_factory(factory)
         first = await polyloop.spawn(where, on="here")

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.runtime.helpers import PATIENCE, Gate, in_thread, is_closed, where, worker_threads
 
 import polyloop
 from polyloop import BlockingCallError, NoRuntimeError, Runtime, RuntimeClosedError
-from tests.runtime.helpers import PATIENCE, Gate, in_thread, where, worker_threads
 
 
 async def nothing() -> None:
@@ -27,7 +27,7 @@ def refuses_to_run(error: type[BaseException], text: str, **options: Any) -> Non
     """``polyloop.run`` and ``Runtime`` refuse ``options`` in the same words."""
     coro = nothing()
     assert message(error, lambda: polyloop.run(coro, **options)) == text
-    assert coro.cr_frame is None  # closed
+    assert is_closed(coro)  # closed
     assert message(error, lambda: Runtime(**options)) == text
 
 
@@ -85,7 +85,7 @@ def test_run_inside_a_running_loop() -> None:
     async def main() -> str:
         coro = nothing()
         text = message(RuntimeError, lambda: polyloop.run(coro))
-        assert coro.cr_frame is None
+        assert is_closed(coro)
         return text
 
     expected = "polyloop.run() cannot be called from a running event loop; await the coroutine instead"
@@ -99,7 +99,7 @@ def test_spawn_with_a_coroutine_instead_of_a_function() -> None:
     with Runtime(loops=1) as runtime:
         text = message(TypeError, lambda: runtime.spawn(coro))  # type: ignore[arg-type]
     assert text == f"spawn() calls the function itself, got {coro!r}; write spawn(fetch, url) or submit(fetch(url))"
-    assert coro.cr_frame is None
+    assert is_closed(coro)
 
 
 def test_spawn_with_a_sync_function() -> None:
@@ -138,28 +138,23 @@ def test_spawn_with_a_wrong_on() -> None:
     """An unknown name, an object that is no policy, a worker of another runtime, and ``on`` beside ``key``."""
     with Runtime(loops=1, name="other") as other, Runtime(loops=2) as runtime:
         stranger = other.workers[0]
-        wrong: dict[Any, tuple[type[BaseException], str]] = {
-            "fastest": (
-                ValueError,
-                "no placement is called 'fastest'; use one of 'least_loaded', 'round_robin', 'here', a Worker, or a"
-                " policy object",
-            ),
-            3: (
-                TypeError,
-                "3 is no placement; use one of 'least_loaded', 'round_robin', 'here', a Worker, or an object with"
-                " choose()",
-            ),
-            stranger: (
-                ValueError,
-                "<Worker 'other-0'> is no worker of <Runtime 'polyloop' running loops=2>; use one of its .workers",
-            ),
-        }
-        for on, (kind, text) in wrong.items():
-            assert message(kind, lambda on=on: runtime.spawn(nothing, on=on)) == text  # type: ignore[misc]
+
+        def refused(kind: type[BaseException], on: Any) -> str:
+            return message(kind, lambda: runtime.spawn(nothing, on=on))
+
+        names = "'least_loaded', 'round_robin', 'here'"
+        assert refused(ValueError, "fastest") == (
+            f"no placement is called 'fastest'; use one of {names}, a Worker, or a policy object"
+        )
+        assert refused(TypeError, 3) == (f"3 is no placement; use one of {names}, a Worker, or an object with choose()")
+        assert refused(ValueError, stranger) == (
+            "<Worker 'other-0'> is no worker of <Runtime 'polyloop' running loops=2>; use one of its .workers"
+        )
         for on in (runtime.workers[1], "here", stranger):
             text = message(ValueError, lambda on=on: runtime.spawn(nothing, on=on, key=1))  # type: ignore[misc]
             assert text == f"both on={on!r} and key=1 say where to run; give one"
-        assert message(TypeError, lambda: runtime.spawn(nothing, key=[])).startswith("unhashable type")
+        unhashable: Any = []
+        assert message(TypeError, lambda: runtime.spawn(nothing, key=unhashable)).startswith("unhashable type")
         assert runtime.spawn(where).result(PATIENCE)
 
 
@@ -179,12 +174,9 @@ def test_result_on_a_loop_thread() -> None:
             gate.open()
             await handle
 
-    assert polyloop.run(main(), loops=2) == (
-        "<TaskHandle 'Gate.step' pending on polyloop-1>.result() would block the event loop of thread 'MainThread';"
-        " use 'await handle' there",
-        "<TaskHandle 'Gate.step' pending on polyloop-1>.exception() would block the event loop of thread"
-        " 'MainThread'; use 'await handle' there",
-    )
+    handle = "<TaskHandle 'Gate.step' pending on polyloop-1>"
+    advice = "would block the event loop of thread 'MainThread'; use 'await handle' there"
+    assert polyloop.run(main(), loops=2) == (f"{handle}.result() {advice}", f"{handle}.exception() {advice}")
 
 
 def test_result_of_a_finished_task_on_a_loop_thread() -> None:
@@ -218,7 +210,7 @@ def test_runtime_used_with_with_on_a_loop_thread() -> None:
         async with Runtime(loops=1) as runtime:
             coro = nothing()
             second = message(BlockingCallError, lambda: runtime.run(coro))
-            assert coro.cr_frame is None
+            assert is_closed(coro)
         return first, second
 
     assert asyncio.run(main()) == (

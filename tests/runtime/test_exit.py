@@ -1,12 +1,11 @@
 """How a program with a runtime ends: stuck threads, forgotten runtimes, exit codes, warnings."""
 
 import pytest
-
 from tests.runtime.helpers import run_program
 
 
 def test_stuck_thread_and_task_are_named_and_the_process_ends() -> None:
-    """A loop blocked in sync code and a task that swallows cancellation: both named with their stacks, exit code kept."""
+    """A loop blocked in sync code and a task that swallows cancellation: both named with stacks, exit code kept."""
     ended = run_program(
         """
 async def blocks():

@@ -3,7 +3,6 @@
 import os
 
 import pytest
-
 from tests.runtime.helpers import run_program
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
+from tests.runtime.helpers import PATIENCE, Gate, forever, held, in_thread, is_closed, where
 
 import polyloop
 from polyloop import Runtime, Worker
 from polyloop.runtime import Here, LeastLoaded, RoundRobin
 from polyloop.runtime._placement import by_key
-from tests.runtime.helpers import PATIENCE, Gate, forever, held, in_thread, where
 
 
 @dataclass
@@ -77,7 +77,7 @@ def test_round_robin_gives_each_thread_its_own_turn() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert Counter(chosen) == {index: 1000 for index in range(4)}
+    assert Counter(chosen) == dict.fromkeys(range(4), 1000)
 
 
 def test_here_is_the_callers_worker() -> None:
@@ -230,7 +230,7 @@ def test_policy_that_raises_is_the_callers_error() -> None:
         coro = where()
         with pytest.raises(LookupError, match="no idea"):
             runtime.submit(coro)
-        assert coro.cr_frame is None
+        assert is_closed(coro)
         assert runtime.spawn(where, on="round_robin").result(PATIENCE)
 
 

@@ -6,9 +6,10 @@ import threading
 import weakref
 from typing import Any
 
+from tests.runtime.helpers import PATIENCE, forever, held, where
+
 import polyloop
 from polyloop import Runtime, TaskHandle
-from tests.runtime.helpers import PATIENCE, forever, held, where
 
 
 class Thing:

@@ -5,10 +5,10 @@ import threading
 from collections.abc import AsyncGenerator
 
 import pytest
+from tests.runtime.helpers import PATIENCE, Gate, forever, held, in_thread, where, worker_threads
 
 import polyloop
 from polyloop import BlockingCallError, Runtime, RuntimeClosedError, ShutdownReport, TaskHandle
-from tests.runtime.helpers import PATIENCE, Gate, forever, held, in_thread, where, worker_threads
 
 CLOSED = "the task was not run to its end: <Runtime 'polyloop' closing loops=2> was closed"
 
@@ -73,7 +73,12 @@ def test_phases_of_a_shutdown_in_order() -> None:
         await asyncio.to_thread(lambda: None)
         executor = asyncio.get_running_loop()._default_executor  # type: ignore[attr-defined]
         shutdown = executor.shutdown
-        executor.shutdown = lambda wait=True: (order.append("executor"), shutdown(wait))
+
+        def noted(wait: bool = True) -> None:
+            order.append("executor")
+            shutdown(wait)
+
+        executor.shutdown = noted
         started.set()
         try:
             await forever()

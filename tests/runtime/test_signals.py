@@ -4,7 +4,6 @@ import signal
 import sys
 
 import pytest
-
 from tests.runtime.helpers import Program, run_program
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -4,11 +4,11 @@ import asyncio
 import threading
 
 import pytest
+from tests.runtime.helpers import PATIENCE, Gate, held, stop_own_loop, where
 
 from polyloop import Runtime, RuntimeClosedError, TaskHandle, Worker
 from polyloop._core._context import here
 from polyloop._core._port import Port
-from tests.runtime.helpers import PATIENCE, Gate, held, stop_own_loop, where
 
 
 def wait_behind(worker: Worker, count: int) -> list[TaskHandle[str]]:
@@ -100,11 +100,13 @@ def test_cancel_racing_a_steal_ends_the_task() -> None:
 class StolenBetweenLooks(TaskHandle[str]):
     """Is stolen and started by ``thief`` just after its port was read for the first time by the loser's thread."""
 
-    thief: "Worker | None" = None
+    thief: Worker | None = None
     loser = 0
+    started: threading.Event
+    _real_port: Port
 
     @property
-    def _port(self) -> Port:  # type: ignore[override]
+    def _port(self) -> Port:
         port = self._real_port
         thief = self.thief
         if thief is not None and threading.get_ident() == self.loser:
@@ -117,8 +119,6 @@ class StolenBetweenLooks(TaskHandle[str]):
     @_port.setter
     def _port(self, port: Port) -> None:
         self._real_port = port
-
-    started: threading.Event
 
 
 def test_thread_that_lost_a_task_does_not_touch_it() -> None:

@@ -28,8 +28,8 @@ from polyloop import CapacityLimiter, Runtime, RuntimeClosedError, TaskGroup, Ta
 #: Seconds after which a round counts as hanging.
 ROUND_TIMEOUT = 60.0
 
-#: What the process may grow by from the first third of a run to its end: objects that the collector knows, and blocks of
-#: any size that the interpreter has allocated. Both guesses, a small part of what one round makes.
+#: What the process may grow by from the first third of a run to its end: objects that the collector knows, and blocks
+#: of any size that the interpreter has allocated. Both guesses, a small part of what one round makes.
 OBJECT_GROWTH = 5_000
 BLOCK_GROWTH = 20_000
 
@@ -83,8 +83,12 @@ class Load:
 
     def actions(self, depth: int) -> list[Callable[[random.Random, int], Any]]:
         """What a task of this depth may do."""
-        leaves = [self.nothing, self.sleep, self.yields, self.fail, self.burn, self.thread, self.limited, self.timeout]
-        return leaves if depth <= 0 else [*leaves, self.await_other, self.group, self.cancel, self.gather, self.orphan]
+        leaves: list[Callable[[random.Random, int], Any]] = [
+            *(self.nothing, self.sleep, self.yields, self.fail, self.burn, self.thread, self.limited, self.timeout)
+        ]
+        if depth > 0:
+            leaves += [self.await_other, self.group, self.cancel, self.gather, self.orphan]
+        return leaves
 
     # Leaves
 

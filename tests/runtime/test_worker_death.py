@@ -6,9 +6,9 @@ import selectors
 import threading
 
 import pytest
+from tests.runtime.helpers import PATIENCE, Gate, forever, held, run_program, stop_own_loop, where
 
 from polyloop import Runtime, RuntimeClosedError, TaskHandle, WorkerDiedError
-from tests.runtime.helpers import PATIENCE, Gate, forever, held, run_program, stop_own_loop, where
 
 STOPPED = (
     "<Worker 'polyloop-1'> died: its event loop was stopped from inside; loop.stop() is not for a loop of polyloop"
@@ -191,7 +191,7 @@ def test_loop_that_ends_in_its_first_step_fails_the_start() -> None:
 
 
 def test_stop_during_close_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """A task that answers its cancellation by stopping the loop neither kills the worker nor keeps the closer waiting."""
+    """A task that answers its cancellation by stopping the loop neither kills the worker nor holds up the closer."""
 
     async def spiteful() -> None:
         try:

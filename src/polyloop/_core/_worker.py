@@ -192,7 +192,7 @@ class Worker(Port):
     def new_loop(self) -> asyncio.AbstractEventLoop:
         """Make this worker's loop and take it over, on the thread that will run it."""
         loop = self._new_loop()
-        if not isinstance(loop, asyncio.AbstractEventLoop):
+        if not isinstance(loop, asyncio.AbstractEventLoop):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"loop_factory must return a new event loop, got {loop!r} from {self._loop_factory!r}")
         self.bind(loop)
         if self._debug is not None:

@@ -16,7 +16,7 @@ import contextvars
 import weakref
 from collections.abc import Callable, Coroutine, Hashable
 from types import CoroutineType, TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from polyloop._core import _prims
 from polyloop._core._completion import Completion, all_done
@@ -156,16 +156,15 @@ class Runtime:
 
         .. versionadded:: 0.1
         """
-        given: object = fn
-        if isinstance(given, CoroutineType):
-            given.close()
+        if _is_coroutine(fn):
+            cast("Any", fn).close()
             raise TypeError(
                 f"spawn() calls the function itself, got {fn!r}; write spawn(fetch, url) or submit(fetch(url))"
             )
         if self._state != "running":
             raise self._closed_error(getattr(fn, "__qualname__", repr(fn)))
         coro = fn(*args)
-        if type(coro) is not CoroutineType and not asyncio.iscoroutine(coro):
+        if not _is_coroutine(coro):
             raise TypeError(f"spawn() needs an async function, and {fn!r} returned {coro!r}; use to_thread() for it")
         handle = TaskHandle(coro, name, context)
         self.place(handle, on, key)
@@ -185,7 +184,7 @@ class Runtime:
         Raises:
             TypeError: ``coro`` is not a coroutine.
         """
-        if type(coro) is not CoroutineType and not asyncio.iscoroutine(coro):
+        if not _is_coroutine(coro):
             raise TypeError(f"submit() needs a coroutine, got {coro!r}; call the async function: submit(main())")
         handle = TaskHandle(coro, name, context)
         self.place(handle, on, key)
@@ -289,7 +288,7 @@ class Runtime:
 
         .. versionadded:: 0.1
         """
-        if not asyncio.iscoroutine(main):
+        if not _is_coroutine(main):
             raise TypeError(f"run() needs a coroutine, got {main!r}; call the async function: runtime.run(main())")
         try:
             refuse_on_loop_thread("Runtime.run()", "await runtime.submit(...)")
@@ -519,6 +518,10 @@ def _in_thread[*Ts](fn: Callable[[*Ts], object], *args: *Ts) -> Completion[None]
 
     _prims.start_thread(work, "polyloop-start")
     return done
+
+
+def _is_coroutine(value: object) -> bool:
+    return type(value) is CoroutineType or asyncio.iscoroutine(value)
 
 
 def default_loops() -> int:

@@ -9,7 +9,7 @@ Elsewhere (a runtime in a thread, a notebook, pytest) nothing is installed.
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from polyloop._core import _prims
 from polyloop._core._loop import WorkerLoop
@@ -17,7 +17,7 @@ from polyloop._core._worker import Worker
 
 
 @contextlib.contextmanager
-def signals_wake(worker: Worker) -> Iterator[None]:
+def signals_wake(worker: Worker) -> Generator[None]:
     """Let every signal wake ``worker``'s loop, which the calling thread is about to run."""
     if not _prims.is_main_thread():
         yield
