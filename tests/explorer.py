@@ -251,6 +251,10 @@ class Deque[T](deque[T]):
         self._run.step(f"{self._name}.popleft")
         return super().popleft()
 
+    def clear(self) -> None:
+        self._run.step(f"{self._name}.clear")
+        super().clear()
+
     def __len__(self) -> int:
         self._run.step(f"len({self._name})")
         return super().__len__()

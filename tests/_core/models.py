@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from tests.explorer import Deque, List, Run, stepped
+from tests.explorer import Deque, Run, stepped
 
 from polyloop._core._mailbox import Mailbox, _poster
 from polyloop._core._selector import WorkerSelector
@@ -13,14 +13,14 @@ from polyloop._core._spin import SpinPolicy
 from polyloop._core._waker import new_waker
 
 
-def no_report(exc: BaseException, fn: Callable[..., object]) -> None:
+def no_report(exc: BaseException) -> None:
     raise exc
 
 
 def stepped_mailbox(run: Run, wake: Callable[[], object]) -> Mailbox:
     """A mailbox whose every access to shared state is a step."""
     box: Any = stepped(Mailbox, "closed")(wake, no_report)
-    box.items = List(run, "items")
+    box.items = Deque(run, "items")
     box.tokens = Deque(run, "tokens")
     box.post = _poster(box.items.append, box.tokens, box.signal)
     box.run = run

@@ -4,6 +4,7 @@ Proved, for the number of threads of each test: no wake-up is lost, no item is l
 poster run in their order, no token outlives its sleep, and no waker is written to after its close.
 """
 
+from collections import deque
 from collections.abc import Callable
 
 import pytest
@@ -91,7 +92,7 @@ def test_nothing_is_kept_in_a_closed_mailbox(model: Model) -> None:
 
         def check() -> None:
             assert done in ([], ["a0"], ["a0", "a1"])
-            assert list.__len__(consumer.mailbox.items) == 0
+            assert deque.__len__(consumer.mailbox.items) == 0
 
         def post() -> None:
             consumer.mailbox.post(done.append, "a0")
