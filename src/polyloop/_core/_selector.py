@@ -44,7 +44,7 @@ class Tenant(Protocol):
         ...
 
     def on_idle(self) -> bool:
-        """Called when the loop has nothing to do, before it sleeps; return whether that found work. Loop thread."""
+        """Called when the loop is about to sleep; return whether that put work into ``unstarted``. Loop thread."""
         ...
 
 
@@ -89,9 +89,7 @@ class WorkerSelector(selectors.DefaultSelector):
         if timeout is not None and timeout <= 0:
             return self._poll_if_due()
         events = self._spin(timeout)
-        if events is not None:
-            return events
-        return self._poll_if_due() if self._tenant.on_idle() else self._sleep(timeout)
+        return self._sleep(timeout) if events is None else events
 
     def _poll_if_due(self) -> "Events":
         """Look at the sockets, unless that was done a moment ago: a busy loop ticks every few microseconds."""
@@ -137,8 +135,10 @@ class WorkerSelector(selectors.DefaultSelector):
         return None
 
     def _sleep(self, timeout: float | None) -> "Events":
-        self._tokens.append(None)  # announce the sleep, then look a last time: see _mailbox
-        if self._items or self._unstarted:
+        # Announce the sleep, then look a last time, at the peers' tasks too: see _mailbox. A peer that gets one appends it
+        # and then looks for a worker that has announced its sleep, so that none waits there while this one sleeps.
+        self._tokens.append(None)
+        if self._items or self._unstarted or self._tenant.on_idle():
             self._retract()
             self._tenant.serve()
             return self._poll_if_due()
@@ -171,7 +171,7 @@ class WorkerSelector(selectors.DefaultSelector):
             self._wakes_owed += 1
 
     def close(self) -> None:
-        """Close, once no thread can still write to the waker. Loop thread, after the mailbox was closed."""
+        """Close, once no thread can still write to the waker. Loop thread, once the loop has stopped."""
         self._tokens.clear()  # none is left, unless a signal handler raised just where one was put down
         deadline = _prims.monotonic() + _LAST_WAKE_TIMEOUT
         while self._wakes_owed > 0 and _prims.monotonic() < deadline:

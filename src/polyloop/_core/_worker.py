@@ -140,7 +140,7 @@ class Worker(Port):
                 handle._start(self)
 
     def on_idle(self) -> bool:
-        """Nothing to do here: take waiting tasks from a peer. Called by the selector before a sleep."""
+        """Nothing to do here: take waiting tasks from a peer. Called by the selector before a sleep; must not raise."""
         if not self.stealing or self._refusal is not None:
             return False
         peers = self.peers
@@ -149,7 +149,6 @@ class Worker(Port):
             victim = peers[(first + step) % len(peers)]
             if victim.unstarted and victim is not self and self._take_from(victim):
                 self._next_victim = victim.index
-                self.serve()
                 return True
         return False
 
