@@ -350,17 +350,20 @@ class TaskHandle[T](Completion[T]):
         except KeyError:
             return  # forsaken by a worker that died
         try:
-            self._result = task.result()
-        except BaseException as exc:
+            exc = task.exception()  # not result(), which gives the traceback away to whoever asks first
+        except asyncio.CancelledError as cancelled:
+            if self._watched and cancelled.args:
+                # Of a cancellation, the object with the message is given away once too: the awaiter gets another.
+                with contextlib.suppress(AttributeError):
+                    task._cancel_message = cancelled.args[0]  # type: ignore[attr-defined]
+            # This frame is in the traceback now, which is no news to anybody.
+            exc = cancelled.with_traceback(cancelled.__traceback__.tb_next if cancelled.__traceback__ else None)
+        if exc is not None:
             if self._watched:  # asyncio raises this very object in those who await the task on its own loop
                 self.__dict__["_raiser"] = _prims.get_ident()
-                if isinstance(exc, asyncio.CancelledError) and exc.args:
-                    # Of a cancellation, result() gives the object with the message away once: the awaiter gets another.
-                    with contextlib.suppress(AttributeError):
-                        task._cancel_message = exc.args[0]  # type: ignore[attr-defined]
-            # result() put this frame into the traceback, which is no news to anybody.
-            self._fail(exc.with_traceback(exc.__traceback__.tb_next if exc.__traceback__ else None))
+            self._fail(exc)
             return
+        self._result = task.result()
         self._done = True  # as _publish does; this is the path of every task
         waiters = self._waiters
         waiters.append(MARK)
