@@ -135,8 +135,8 @@ class WorkerSelector(selectors.DefaultSelector):
         return None
 
     def _sleep(self, timeout: float | None) -> "Events":
-        # Announce the sleep, then look a last time, at the peers' tasks too: see _mailbox. A peer that gets one appends it
-        # and then looks for a worker that has announced its sleep, so that none waits there while this one sleeps.
+        # Announce the sleep, then look a last time, at the peers' tasks too: see _mailbox. A peer that gets one appends
+        # it and then looks for a worker that has announced its sleep, so none waits there while this one sleeps.
         self._tokens.append(None)
         if self._items or self._unstarted or self._tenant.on_idle():
             self._retract()
