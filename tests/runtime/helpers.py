@@ -33,11 +33,19 @@ class Ended:
         return self.err.rstrip().rpartition("\n")[2]
 
 
+#: Two lines, so that the program's first line, after the quotes, is line 3. A shell that starts the tests in the
+#: background has them, and so these programs, ignore SIGINT.
+_PREAMBLE = """\
+import asyncio, os, signal, sys, threading, time, traceback; signal.signal(signal.SIGINT, signal.default_int_handler)
+import polyloop
+"""
+
+
 class Program:
     """A program given as source text, running in a process of its own; ``polyloop`` and ``asyncio`` are imported."""
 
     def __init__(self, source: str, *, env: dict[str, str] | None = None) -> None:
-        code = "import asyncio, os, signal, sys, threading, time\nimport polyloop\n" + textwrap.dedent(source)
+        code = _PREAMBLE + textwrap.dedent(source)
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-c", code],
             stdout=subprocess.PIPE,

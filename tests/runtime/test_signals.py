@@ -2,9 +2,12 @@
 
 import signal
 import sys
+from collections import deque
 
 import pytest
 from tests.runtime.helpers import Program, run_program
+
+from polyloop._core._mailbox import Mailbox
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -24,6 +27,15 @@ async def started(rt):
     for worker in rt.workers:
         await rt.spawn(asyncio.sleep, 0, on=worker)
     print("ready")
+"""
+
+
+#: Waits until the main thread is blocked in ``result()``, so that the signal does not come a step before.
+MAIN_WAITS = """
+async def main_waits():
+    ident = threading.main_thread().ident
+    while "_park_main" not in [frame.name for frame in traceback.extract_stack(sys._current_frames()[ident])]:
+        await asyncio.sleep(0)
 """
 
 
@@ -252,10 +264,12 @@ def test_sigint_while_the_main_thread_is_blocked_in_runtime_run(target: str) -> 
     """``rt.run`` on the main thread: Ctrl-C cancels the coroutine, waits for it, closes, KeyboardInterrupt."""
     program = Program(
         CAREFUL
+        + MAIN_WAITS
         + KILL_WORKER_THREAD
         + f"""
 async def main(rt):
     try:
+        await main_waits()
         await started(rt)
         if {target!r} == "worker":
             rt.spawn(send, signal.SIGINT, on=rt.workers[1])
@@ -283,8 +297,10 @@ with polyloop.Runtime(loops=2) as rt:
 def test_second_sigint_in_runtime_run_does_not_wait_for_the_coroutine() -> None:
     """A coroutine that swallows its cancellation is left to ``close``, which names it."""
     program = Program(
-        """
+        MAIN_WAITS
+        + """
 async def stubborn():
+    await main_waits()
     print("ready")
     while True:
         try:
@@ -304,6 +320,22 @@ with polyloop.Runtime(loops=2, shutdown_timeout=0.2) as rt:
     assert "left behind at shutdown:\n  task 'stubborn' on polyloop-" in ended.err
     assert "\nKeyboardInterrupt\n" in ended.err
     assert ended.code == -signal.SIGINT
+
+
+def test_ctrl_c_between_taking_a_token_and_the_wake_still_wakes() -> None:
+    """A KeyboardInterrupt in the posting thread does not leave a loop asleep beside its work."""
+
+    class Interrupted(deque[None]):
+        def pop(self) -> None:  # type: ignore[override]
+            super().pop()
+            raise KeyboardInterrupt
+
+    woken: list[str] = []
+    mailbox = Mailbox(lambda: woken.append("woken"), print)
+    mailbox.tokens = Interrupted([None])
+    with pytest.raises(KeyboardInterrupt):
+        mailbox.signal()
+    assert woken == ["woken"]
 
 
 def test_off_the_main_thread_nothing_is_installed() -> None:

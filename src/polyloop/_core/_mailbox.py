@@ -52,6 +52,14 @@ class Mailbox:
     def signal(self) -> bool:
         """Wake the consumer if it sleeps and nobody else has woken it yet; say whether this call did. Any thread."""
         try:
+            return self._take_token_and_wake()
+        except BaseException:  # a KeyboardInterrupt between the two: the wake is owed, and one too many does no harm
+            if not self.closed:
+                self._wake()
+            raise
+
+    def _take_token_and_wake(self) -> bool:
+        try:
             self.tokens.pop()  # atomic: one token has one popper
         except IndexError:
             return False
