@@ -35,12 +35,13 @@ def free_threaded_to_the_end() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """A thread, loop, task or socket that outlives its test fails it, and so does a GIL that came on."""
     gil_before = gil_came_on()
     before = leaks.Snapshot()
     yield
-    found = before.leaks()
+    chosen: Flavour | None = getattr(request.node, "callspec", None) and request.node.callspec.params.get("flavour")
+    found = before.leaks(descriptors=chosen is None or not chosen.untidy)
     if found:
         pytest.fail("the test left something behind:\n" + "\n".join(found), pytrace=False)
     if gil_came_on() and not gil_before:
@@ -74,10 +75,11 @@ def right() -> Iterator[TestLoop]:
 
 @dataclass(frozen=True)
 class Flavour:
-    """A kind of event loop; ``new`` makes one, and is ``None`` for polyloop's own."""
+    """A kind of event loop; ``new`` makes one, and is ``None`` for polyloop's own. One may be untidy with its sockets."""
 
     name: str
     module: str | None = None
+    untidy: bool = False
 
     @property
     def new(self) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -100,7 +102,19 @@ class Flavour:
         return None
 
 
-FLAVOURS = (Flavour("own"), Flavour("asyncio"), Flavour("uvloop", "uvloop"), Flavour("rloop", "rloop"))
+FLAVOURS = (
+    Flavour("own"),
+    Flavour("asyncio"),
+    Flavour("uvloop", "uvloop"),
+    # rloop 0.2 drops the sockets of its self-pipe without closing them, and its poll with its last reference.
+    pytest.param(
+        Flavour("rloop", "rloop", untidy=True),
+        marks=[
+            pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+            pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
+        ],
+    ),
+)
 
 
 @pytest.fixture(params=FLAVOURS, ids=lambda flavour: flavour.name)

@@ -66,13 +66,17 @@ class Snapshot:
         self._descriptors = _descriptors()
         self._destroyed = len(_destroyed.messages)
 
-    def leaks(self) -> list[str]:
-        """One line or more for each thing that was left behind."""
-        found = [*self._leaked_threads(), *self._leaked_loops(), *self._leaked_descriptors()]
+    def leaks(self, *, descriptors: bool = True) -> list[str]:
+        """One line or more for each thing that was left behind; ``descriptors`` says whether those count."""
+        found = self._look(descriptors)
         if found:  # perhaps only a reference cycle that nobody has looked at yet
             gc.collect()
-            found = [*self._leaked_threads(), *self._leaked_loops(), *self._leaked_descriptors()]
+            found = self._look(descriptors)
         return found + _destroyed.messages[self._destroyed :]
+
+    def _look(self, descriptors: bool) -> list[str]:
+        found = [*self._leaked_threads(), *self._leaked_loops()]
+        return found + list(self._leaked_descriptors()) if descriptors else found
 
     def _leaked_threads(self) -> Iterator[str]:
         for thread in set(threading.enumerate()) - self._threads:
