@@ -108,9 +108,7 @@ def test_a_cancelled_awaiter_on_one_loop_cancels_the_task_for_all(
         assert waiter.cancelled()
 
 
-def test_the_cancellation_of_an_awaiter_that_comes_too_late_reaches_the_awaiter(
-    home: TestLoop, left: TestLoop
-) -> None:
+def test_the_cancellation_of_an_awaiter_that_comes_too_late_reaches_the_awaiter(home: TestLoop, left: TestLoop) -> None:
     """The request is passed on while the task takes its last step: the task has ended, so the awaiter is cancelled."""
     last_step = Gate("last step")
 

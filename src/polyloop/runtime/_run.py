@@ -84,6 +84,7 @@ class _Run:
         self._worker = runtime.workers[0]
         self._others = runtime.workers[1:]
         self._main: Coroutine[Any, Any, Any] | None = None
+        self._leaving = False  # run() is being left by SystemExit or KeyboardInterrupt; worker 0's thread
         self._deadline: float | None = None  # set by somebody else who closes the runtime; worker 0's thread
 
     def run[T](self, main: Coroutine[Any, Any, T], debug: bool | None) -> T:
@@ -101,6 +102,9 @@ class _Run:
         with signals_wake(worker):
             try:
                 return runner.run(main)
+            except (SystemExit, KeyboardInterrupt):
+                self._leaving = True
+                raise
             finally:
                 if self._runtime._forked_error is None:  # else this is a child, and all this is its parent's
                     self._end(runner)
@@ -119,7 +123,11 @@ class _Run:
 
     def _raise_here(self, exc: BaseException) -> None:
         """SystemExit or KeyboardInterrupt on another loop: it leaves ``run`` on this thread, as asyncio's would."""
-        self._worker.post(_raise, copy_exception(exc))
+        self._worker.post(self._raise, copy_exception(exc))
+
+    def _raise(self, exc: BaseException) -> None:
+        if not self._leaving:  # else the main task has raised it already, or another: one is enough to end the program
+            raise exc
 
     def _closed_by_other(self, deadline: float) -> None:
         """Somebody else closes the runtime: cancel the main task, and leave the rest to ``_end``. On worker 0."""
@@ -173,7 +181,3 @@ def _drive(runner: asyncio.Runner, step: Coroutine[Any, Any, None]) -> None:
         runner.run(step)
     finally:
         step.close()  # a loop beyond use has not begun it
-
-
-def _raise(exc: BaseException) -> None:
-    raise exc
