@@ -38,6 +38,7 @@ class LeastLoaded:
         self._turn = itertools.count()  # next() is atomic
 
     def choose(self, workers: Sequence[Worker], here: Worker | None) -> Worker:
+        """The one with the smallest load."""
         count = len(workers)
         first = next(self._turn) % count
         best = workers[first]
@@ -59,6 +60,7 @@ class RoundRobin:
         self._turn = itertools.count()  # next() is atomic
 
     def choose(self, workers: Sequence[Worker], here: Worker | None) -> Worker:
+        """The next one."""
         return workers[next(self._turn) % len(workers)]
 
 
@@ -69,6 +71,7 @@ class Here:
         self._elsewhere = LeastLoaded()
 
     def choose(self, workers: Sequence[Worker], here: Worker | None) -> Worker:
+        """The caller's, if it has one."""
         return self._elsewhere.choose(workers, here) if here is None else here
 
 
