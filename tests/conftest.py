@@ -75,7 +75,7 @@ def right() -> Iterator[TestLoop]:
 
 @dataclass(frozen=True)
 class Flavour:
-    """A kind of event loop; ``new`` makes one, and is ``None`` for polyloop's own. One may be untidy with its sockets."""
+    """A kind of event loop; ``new`` makes one, and is ``None`` for polyloop's own. One leaves its sockets behind."""
 
     name: str
     module: str | None = None
