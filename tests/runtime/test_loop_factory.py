@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -179,10 +180,17 @@ def test_factory_that_returns_something_else() -> None:
 
 
 def test_factory_that_returns_one_loop_twice() -> None:
-    """The second worker cannot run it, and says so; nothing hangs."""
+    """The second worker is refused it; nothing hangs."""
     shared = asyncio.SelectorEventLoop()
-    with pytest.raises(polyloop.WorkerDiedError, match="its event loop raised RuntimeError"):
-        Runtime(loops=2, loop_factory=lambda: shared).start()
+
+    def factory() -> asyncio.AbstractEventLoop:
+        return shared
+
+    with pytest.raises(TypeError) as caught:
+        Runtime(loops=2, loop_factory=factory).start()
+    assert re.sub("running=.*debug=", "debug=", str(caught.value)) == (
+        f"loop_factory must return a new event loop, got <_UnixSelectorEventLoop debug=False> twice from {factory!r}"
+    )
     assert worker_threads() == []
     assert shared.is_closed()
 

@@ -356,3 +356,46 @@ print(signal.set_wakeup_fd(-1))
 """
     )
     assert (ended.out, ended.err, ended.code) == ("True\n-1\n", "", 0)
+
+
+def test_ctrl_c_at_the_first_step_of_the_wind_down() -> None:
+    """A KeyboardInterrupt before the workers were told: they are told all the same, and nothing hangs at exit."""
+    ended = run_program(
+        """
+begin = polyloop.Runtime._begin_end
+calls = []
+
+def interrupted(self, *args):
+    calls.append(1)
+    if len(calls) == 1:
+        raise KeyboardInterrupt
+    begin(self, *args)
+
+polyloop.Runtime._begin_end = interrupted
+
+async def main():
+    rt = polyloop.current_runtime()
+    rt.spawn(asyncio.sleep, 60, on=rt.workers[1])
+    await rt.spawn(asyncio.sleep, 0, on=rt.workers[1])
+
+try:
+    polyloop.run(main(), loops=2)
+except KeyboardInterrupt:
+    print("interrupted", [thread.name for thread in threading.enumerate()])
+"""
+    )
+    assert (ended.out, ended.err, ended.code) == ("interrupted ['MainThread']\n", "", 0)
+
+
+def test_exit_does_not_wait_for_a_closer_that_was_interrupted() -> None:
+    """Somebody took the right to close and never came to an end: said, and left."""
+    ended = run_program(
+        """
+from polyloop.runtime import _hooks
+_hooks.EXIT_TIMEOUT = 0.1
+rt = polyloop.Runtime(loops=2).start()
+rt._claim_close()
+"""
+    )
+    assert ended.err == "polyloop: <Runtime 'polyloop' closing loops=2>: whoever closes it has not come to an end\n"
+    assert ended.code == 0

@@ -35,6 +35,9 @@ _THIEVES_ASKED = 8
 #: Seconds that the tasks of a loop that died get to clean up.
 _DEATH_TIMEOUT = 1.0
 
+#: Held while a worker looks whether a peer has the same loop, and takes it if not.
+_bind_lock = _prims.Lock()
+
 type LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
@@ -193,7 +196,12 @@ class Worker(Port):
         loop = self._new_loop()
         if not isinstance(loop, asyncio.AbstractEventLoop):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"loop_factory must return a new event loop, got {loop!r} from {self._loop_factory!r}")
-        self.bind(loop)
+        with _bind_lock:
+            if any(getattr(peer, "loop", None) is loop for peer in self.peers):
+                raise TypeError(
+                    f"loop_factory must return a new event loop, got {loop!r} twice from {self._loop_factory!r}"
+                )
+            self.bind(loop)
         if self._debug is not None:
             loop.set_debug(self._debug)
         if self.selector is None:

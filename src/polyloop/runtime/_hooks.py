@@ -20,7 +20,7 @@ def close_forgotten() -> None:
     with _runtime.open_lock:
         forgotten = list(open_runtimes)
     for runtime in forgotten:
-        runtime.close(EXIT_TIMEOUT)
+        runtime._close_at_exit(EXIT_TIMEOUT)
 
 
 def after_fork_in_child() -> None:

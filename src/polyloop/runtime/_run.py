@@ -143,20 +143,8 @@ class _Run:
         deadline = self._deadline
         if deadline is None:
             deadline = _prims.monotonic() + runtime._shutdown_timeout
-        refusal = runtime._begin_end(self._others, deadline)
         try:
-            _drive(runner, self._wind_down(refusal, deadline))
-        except (KeyboardInterrupt, SystemExit) as exc:  # of a signal, or of a task that was being cancelled
-            for other in self._others:
-                other.on_fatal = None
-            if isinstance(exc, KeyboardInterrupt):
-                deadline = _prims.monotonic()
-                runtime._begin_end(self._others, deadline)
-            _drive(runner, self._wind_down(refusal, deadline))
-            raise
-        except Exception as exc:  # the loop is beyond use, as whoever called run() hears from its main task
-            logger.critical("polyloop: %r could not wind down: its event loop raised %r", worker, exc)
-            runtime._wait_ended(self._others, deadline)
+            self._wind_all_down(runner, deadline)
         finally:
             worker.bury()
             worker.ended._complete(None)
@@ -164,6 +152,25 @@ class _Run:
                 runtime._finish_end(runtime.workers)
             else:
                 runtime._wait_closed(deadline)
+
+    def _wind_all_down(self, runner: asyncio.Runner, deadline: float) -> None:
+        """Run worker 0's loop while all workers wind down; wait for the others without it if it is beyond use."""
+        runtime = self._runtime
+        refusal = runtime._end_refusal()
+        try:
+            runtime._begin_end(self._others, refusal, deadline)
+            _drive(runner, self._wind_down(refusal, deadline))
+        except (KeyboardInterrupt, SystemExit) as exc:  # of a signal, or of a task that was being cancelled
+            for other in self._others:
+                other.on_fatal = None
+            if isinstance(exc, KeyboardInterrupt):
+                deadline = _prims.monotonic()
+            runtime._begin_end(self._others, refusal, deadline)
+            _drive(runner, self._wind_down(refusal, deadline))
+            raise
+        except Exception as exc:  # whoever called run() hears of it from the main task
+            logger.critical("polyloop: %r could not wind down: its event loop raised %r", self._worker, exc)
+            runtime._wait_ended(self._others, deadline)
 
     async def _wind_down(self, refusal: BaseException, deadline: float) -> None:
         worker = self._worker

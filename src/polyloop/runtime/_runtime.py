@@ -409,7 +409,7 @@ class Runtime:
             raise RuntimeError(f"a task of {self!r} cannot wait for its own end; return from it, or cancel it, instead")
         if self._claim_close():
             deadline = _prims.monotonic() + (self._shutdown_timeout if timeout is None else timeout)
-            self._begin_end(self._workers, deadline)
+            self._begin_end(self._workers, self._end_refusal(), deadline)
             ended = all_done(worker.ended for worker in self._workers)
             try:
                 async with asyncio.timeout(max(0.0, deadline + _GRACE - _prims.monotonic())):
@@ -436,24 +436,32 @@ class Runtime:
 
     def _end(self, workers: tuple[Worker, ...], timeout: float) -> None:
         deadline = _prims.monotonic() + timeout
-        self._begin_end(workers, deadline)
         try:
+            self._begin_end(workers, self._end_refusal(), deadline)
             self._wait_ended(workers, deadline)
         finally:  # also after a Ctrl-C
             self._finish_end(workers)
 
-    def _begin_end(self, workers: tuple[Worker, ...], deadline: float) -> RuntimeClosedError:
+    def _end_refusal(self) -> RuntimeClosedError:
+        return RuntimeClosedError(f"the task was not run to its end: {self!r} was closed")
+
+    def _begin_end(self, workers: tuple[Worker, ...], refusal: RuntimeClosedError, deadline: float) -> None:
         """Tell the workers to wind down; a second call may bring the deadline forward."""
-        refusal = RuntimeClosedError(f"the task was not run to its end: {self!r} was closed")
         for worker in workers:
             worker.post(worker.begin_wind_down, refusal, deadline)
-        return refusal
 
     def _wait_ended(self, workers: tuple[Worker, ...], deadline: float) -> None:
         """Wait for the workers' end until a little after the deadline. A plain thread."""
         waiter = ThreadWaiter()
         all_done(worker.ended for worker in workers)._add_waiter(waiter.wake)
         waiter.park(max(0.0, deadline + _GRACE - _prims.monotonic()))
+
+    def _close_at_exit(self, timeout: float) -> None:
+        """``close`` for the exit hook: somebody who began to close and was interrupted is not waited for."""
+        if self._claim_close():
+            self._end(self._workers, timeout)
+        else:
+            self._wait_closed(_prims.monotonic() + timeout)
 
     def _wait_closed(self, deadline: float) -> None:
         """Wait for somebody else's close, which is bounded unless its own thread is stuck. A plain thread."""
