@@ -128,8 +128,12 @@ class GuestPort(Port):
         self.mailbox.tokens.append(None)  # a token stands for "no drain is scheduled"
 
     def _wake(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: see _Drain
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             self.loop.call_soon_threadsafe(_Drain(self), context=self.context)
+        # A loop that is being closed says so first, and then drops what it has not run. So either it has dropped the
+        # drain, which tells (see _Drain), or the drain came after that and this look tells.
+        if self.loop.is_closed():
+            self._lost()
 
     def _lost(self) -> None:
         """The loop was closed by its owner: nobody there waits, and nothing there ends any more. Any thread."""
