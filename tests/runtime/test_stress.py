@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import faulthandler
 import gc
+import importlib
 import logging
 import os
 import random
@@ -39,6 +40,12 @@ RSS_GROWTH_BYTES = 192 * 2**20
 
 #: Rounds that warm up caches and arenas before growth is measured.
 WARM_UP = 10
+
+
+#: Loops that polyloop did not make, for some of the rounds.
+LOOP_FACTORIES: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.SelectorEventLoop]
+with contextlib.suppress(ImportError):
+    LOOP_FACTORIES.append(importlib.import_module("uvloop").new_event_loop)
 
 
 class Expected(Exception):
@@ -222,6 +229,7 @@ def one_round(seed: int, seconds: float) -> Counter[str]:
         steal=rng.random() < 0.8,
         placement=rng.choice(["least_loaded", "round_robin"]),
         spin=rng.choice([None, False, True]),
+        loop_factory=rng.choice([None, None, *LOOP_FACTORIES]),
     ).start()
     load = Load(seed, runtime)
     watchers = [
