@@ -199,7 +199,7 @@ class TaskHandle[T](Completion[T]):
 
     def remove_done_callback(self, fn: "Callable[[TaskHandle[T]], object]") -> int:
         """Remove every callback equal to ``fn`` that has not been scheduled; return how many there were."""
-        doomed = [waiter for waiter in self._waiters.copy() if isinstance(waiter, Callback) and waiter.fn == fn]
+        doomed = [waiter for waiter in self._waiters.copy() if getattr(waiter, "fn", None) == fn]  # see Callback
         for waiter in doomed:
             self._drop_waiter(waiter)
         return len(doomed)
