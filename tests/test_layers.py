@@ -31,7 +31,7 @@ APART = ({"sync", "queues"}, {"offload", "tasks"}, {"actors", "pools"}, {"serve"
 
 def layer_of(module: str) -> str:
     """The layer of ``polyloop.<layer>...``; empty for the package itself."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def imports(file: Path) -> Iterator[tuple[int, str]]:

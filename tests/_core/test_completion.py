@@ -21,8 +21,6 @@ def block_on[T](completion: Completion[T]) -> T:
     return completion._outcome()
 
 
-
-
 def test_loops_and_threads_wait_for_one_completion(loops: Callable[[int], list[TestLoop]]) -> None:
     """Ten waiters on two loops and two on threads all get the one result."""
     several = loops(2)

@@ -1,18 +1,19 @@
 """Every interleaving of a completion with those who wait for it, over the real class.
 
-Proved, for the number of threads of each test: every waiter is woken exactly once, whether it comes before or after the
-end, and nobody is woken before the outcome can be read; one that gives up is woken at most once and takes nobody with it.
+Proved, for the number of threads of each test: every waiter is woken exactly once, whether it comes before or after
+the end, and nobody is woken before the outcome can be read; one that gives up is woken at most once and takes nobody
+with it.
 """
 
 import pytest
+from tests.explorer import List, Run, explore, stepped
 
 from polyloop._core._completion import AllDone, Completion
-from tests.explorer import List, Run, explore, stepped
 
 
 def stepped_completion(run: Run, name: str = "waiters") -> Completion[int]:
     """A completion whose every access to shared state is a step."""
-    made = stepped(Completion, "_done")()
+    made: Completion[int] = stepped(Completion, "_done")()
     made._waiters = List(run, name)
     made.__dict__["stepped__done"] = False
     made.run = run  # type: ignore[attr-defined]
@@ -86,7 +87,7 @@ def test_the_last_of_several_completes_all() -> None:
         list.extend(both._left, [0, 1])
         run.thread(lambda: parts[0]._complete(7))
         run.thread(lambda: parts[1]._complete(7))
-        run.thread(lambda: [part._add_waiter(both) for part in parts])
+        run.thread(lambda: list(map(Completion._add_waiter, parts, [both, both])))
         run.check(lambda: ended == [2] or pytest.fail(f"completed {len(ended)} times, seeing {ended}"))
 
     assert explore(scenario, preemptions=2) > 100

@@ -1,4 +1,4 @@
-"""Random races of a completion with waiters on loops and threads that wait, time out and are cancelled; all are counted.
+"""Random races of a completion with waiters on loops and threads, that wait, time out or are cancelled.
 
 What it relies on and cannot prove by steps: that the operations of a list are atomic and ordered on this build and this
 machine. A lost wake-up shows as a waiter that is never done.

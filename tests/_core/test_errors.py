@@ -3,6 +3,7 @@
 import asyncio
 import json
 import pickle
+from typing import Self
 
 import pytest
 
@@ -33,7 +34,7 @@ class NeedsTwo(Exception):
 
 
 class Picky(Exception):
-    def __new__(cls, *args: object, secret: str = "") -> "Picky":
+    def __new__(cls, *args: object, secret: str = "") -> Self:
         assert secret == "please"
         return super().__new__(cls, *args)
 

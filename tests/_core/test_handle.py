@@ -227,9 +227,7 @@ def test_a_timeout_around_a_handle_cancels_its_task(left: TestLoop, right: TestL
     assert handle.cancelled()
 
 
-def test_an_awaiter_cancelled_as_the_task_ends_does_not_lose_its_cancellation(
-    left: TestLoop, right: TestLoop
-) -> None:
+def test_an_awaiter_cancelled_as_the_task_ends_does_not_lose_its_cancellation(left: TestLoop, right: TestLoop) -> None:
     """The request finds the task done: the awaiter is cancelled all the same."""
     release = left.run(asyncio.Event)
     handle = left.spawn(release.wait)
@@ -252,7 +250,7 @@ def test_a_callback_runs_on_the_loop_it_was_added_from(left: TestLoop, right: Te
     handle = left.spawn(release.wait)
     seen: dict[str, tuple[int, int]] = {}
 
-    def note(name: str, done: TaskHandle[object]) -> None:
+    def note(name: str, done: object) -> None:
         assert done is handle
         seen[name] = (threading.get_ident(), NUMBER.get())
 

@@ -1,7 +1,7 @@
 """Every interleaving of cancelling a task with starting and stealing it, over the real handle.
 
-Proved, for up to two cancellers, an owner and a thief: a task is started once or not at all, and every request to cancel
-either keeps it from starting or is delivered to it, exactly once.
+Proved, for up to two cancellers, an owner and a thief: a task is started once or not at all, and every request to
+cancel either keeps it from starting or is delivered to it, exactly once.
 """
 
 import asyncio
@@ -11,13 +11,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from tests._core.models import stepped_mailbox
+from tests.explorer import Deque, Lock, Run, explore, stepped
 
 from polyloop._core import _handle, _prims
 from polyloop._core._context import here
 from polyloop._core._handle import TaskHandle
 from polyloop._core._port import Port
-from tests._core.models import stepped_mailbox
-from tests.explorer import Deque, Lock, Run, explore, stepped
 
 
 class FakeTask:

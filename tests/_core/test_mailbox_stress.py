@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from tests.conftest import Flavour
 
 from polyloop.testing import TestLoop, TestThread
-from tests.conftest import Flavour
 
 POSTERS = 4
 

@@ -144,7 +144,6 @@ def test_a_task_admitted_while_the_loop_is_being_closed_is_refused() -> None:
 
     thread = TestThread(run)
     entered.reached()
-    ports[0].post(leave.open)  # never runs: the loop stops first
     entered.open()
     leave.reached()
     first = TaskHandle(work())

@@ -128,7 +128,12 @@ def test_a_late_wake_does_not_keep_a_spinning_loop_awake() -> None:
 
 def test_work_found_when_idle_is_served_instead_of_a_sleep(tenant: Tenant) -> None:
     """Stolen tasks, for a worker; the token is taken back first."""
-    tenant.find = lambda: tenant.unstarted.append(1) or True
+
+    def find() -> bool:
+        tenant.unstarted.append(1)
+        return True
+
+    tenant.find = find
     tenant.selector.select(None)
     assert tenant.selector.sleeps == 0
     assert not tenant.mailbox.tokens

@@ -1,13 +1,14 @@
 """The wake-up self-test refuses a loop that loses wake-ups, by name, and asks each kind of loop once."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from contextvars import Context
 
 import pytest
 
 from polyloop import Runtime, UnreliableLoopError, run
 from polyloop._core import _selftest
+from polyloop._core._prims import start_thread
 from polyloop._core._selftest import check_factory, check_wakeups
 from polyloop.testing import TestLoop
 
@@ -17,7 +18,9 @@ class GoodLoop(asyncio.SelectorEventLoop):
 
     asked = 0
 
-    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon_threadsafe[*Ts](
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
         GoodLoop.asked += 1
         return super().call_soon_threadsafe(callback, *args, context=context)
 
@@ -27,7 +30,9 @@ class DropsWakeups(asyncio.SelectorEventLoop):
 
     calls = 0
 
-    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon_threadsafe[*Ts](
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
         DropsWakeups.calls += 1
         if DropsWakeups.calls % 50:
             return super().call_soon_threadsafe(callback, *args, context=context)
@@ -35,14 +40,13 @@ class DropsWakeups(asyncio.SelectorEventLoop):
 
 
 @pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """No kind of loop has been tried yet, and a lost wake-up is noticed soon."""
     monkeypatch.setattr(_selftest, "_passed", set())
     monkeypatch.setattr(_selftest.check_wakeups, "__kwdefaults__", {"timeout": 0.2})
     monkeypatch.setattr(_selftest.check_factory, "__kwdefaults__", {"timeout": 0.2})
     monkeypatch.setattr(DropsWakeups, "calls", 0)
     monkeypatch.setattr(GoodLoop, "asked", 0)
-    yield
 
 
 def test_a_good_loop_passes_and_is_not_asked_again() -> None:
@@ -60,7 +64,7 @@ def test_a_good_loop_passes_and_is_not_asked_again() -> None:
 def test_a_loop_that_loses_wakeups_is_refused_by_name() -> None:
     """The message has the class, the number of calls, and what to do."""
     loop = DropsWakeups()
-    thread = _selftest._prims.start_thread(loop.run_forever, "dropping")
+    thread = start_thread(loop.run_forever, "dropping")
     with pytest.raises(UnreliableLoopError, match=r"DropsWakeups loses cross-thread wake-ups: of \d+ calls") as error:
         check_wakeups(loop)
     assert "use another loop_factory, or none for polyloop's own" in str(error.value)

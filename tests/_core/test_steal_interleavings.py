@@ -6,10 +6,11 @@ Proved, over the real workers and selector: no task waits at a busy worker while
 from collections.abc import Callable
 from typing import Any
 
-from polyloop._core._spin import SpinPolicy
-from polyloop._core._worker import Worker
 from tests._core.models import Selector, stepped_mailbox
 from tests.explorer import Deque, Run, explore
+
+from polyloop._core._spin import SpinPolicy
+from polyloop._core._worker import Worker
 
 
 class FakeHandle:

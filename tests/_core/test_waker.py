@@ -38,7 +38,12 @@ def test_wakes_of_many_threads_are_all_counted(kind: Callable[[], Waker]) -> Non
     """The count is exact: the selector closes the descriptor when it has seen as many wakes as it is owed."""
     waker = kind()
     try:
-        threads = [TestThread(lambda: [waker.wake() for _ in range(50)]) for _ in range(4)]
+
+        def wake() -> None:
+            for _ in range(50):
+                waker.wake()
+
+        threads = [TestThread(wake) for _ in range(4)]
         for thread in threads:
             thread.result()
         assert waker.drain() == 200

@@ -15,6 +15,11 @@ async def forever() -> None:
     await asyncio.get_running_loop().create_future()
 
 
+def report(loop: TestLoop) -> None:
+    """Let a callback of the loop fail."""
+    loop.loop.call_soon(lambda: 1 // 0)
+
+
 async def whoami(word: str, *, end: str = "") -> tuple[str, int]:
     await asyncio.sleep(0)
     return word + end, threading.get_ident()
@@ -210,9 +215,6 @@ def test_closing_cancels_what_runs() -> None:
 def test_errors_reported_to_the_loop_fail_the_test() -> None:
     """Unless they were taken."""
 
-    def report(loop: TestLoop) -> None:
-        loop.loop.call_soon(lambda: 1 // 0)
-
     with pytest.raises(ExceptionGroup, match="errors were reported to <TestLoop") as group, TestLoop() as loop:
         loop.run(report, loop)
     assert isinstance(group.value.exceptions[0], ZeroDivisionError)
@@ -226,6 +228,6 @@ def test_errors_reported_to_the_loop_fail_the_test() -> None:
 def test_the_error_of_the_test_comes_before_that_of_the_close() -> None:
     """The second is a note of the first."""
     with pytest.raises(KeyError) as error, TestLoop() as loop:
-        loop.run(lambda: loop.loop.call_soon(lambda: 1 // 0) and None)
+        loop.run(report, loop)
         raise KeyError("the test's own")
     assert "ZeroDivisionError" in error.value.__notes__[0]

@@ -9,8 +9,14 @@ from polyloop.testing import Gate, Sequencer, TestThread
 
 def test_a_gate_holds_threads_until_it_is_open() -> None:
     """``reached`` tells that they stand there."""
-    gate, passed = Gate("here"), []
-    threads = [TestThread(lambda: (gate.pause(), passed.append(None))) for _ in range(3)]
+    gate = Gate("here")
+    passed: list[None] = []
+
+    def go_through() -> None:
+        gate.pause()
+        passed.append(None)
+
+    threads = [TestThread(go_through) for _ in range(3)]
     gate.reached(3)
     assert passed == []
     assert repr(gate) == "<Gate 'here' closed arrived=3>"
@@ -32,7 +38,8 @@ def test_a_gate_that_nobody_reaches_or_opens_says_so() -> None:
 
 def test_steps_run_in_the_order_of_their_numbers() -> None:
     """Whichever thread comes first."""
-    step, order = Sequencer(), []
+    step = Sequencer()
+    order: list[int] = []
 
     def work(*positions: int) -> None:
         for position in positions:
@@ -66,7 +73,7 @@ def test_a_step_that_fails_fails_those_that_wait_for_it() -> None:
 def test_a_step_that_never_comes_is_named() -> None:
     """By those that wait for it, and everybody after them."""
     step = Sequencer(timeout=0.01)
-    with pytest.raises(TimeoutError, match="step 1 waited 0.01 s for step 0 to end"), step(1):
+    with pytest.raises(TimeoutError, match=r"step 1 waited 0\.01 s for step 0 to end"), step(1):
         raise AssertionError("must not begin")
     with pytest.raises(RuntimeError, match="step 0 never ended"), step(0):
         raise AssertionError("must not begin")
