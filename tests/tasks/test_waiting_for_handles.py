@@ -185,11 +185,11 @@ def test_asyncio_takes_handles_for_futures(home: TestLoop, left: TestLoop) -> No
 
     async def looking() -> None:
         assert asyncio.isfuture(handle)
-        assert asyncio.ensure_future(handle) is handle  # type: ignore[comparison-overlap]
+        assert asyncio.ensure_future(handle) is handle
         assert handle.get_loop() is asyncio.get_running_loop()
         home.worker.post(task.finish.set)
         async for done in asyncio.as_completed([handle]):
-            assert done is handle  # type: ignore[comparison-overlap]
+            assert done is handle
             assert await done == "result"
 
     left.run(looking)
@@ -209,7 +209,7 @@ def test_result_refuses_to_block_a_loop_and_names_the_awaitable_twin(home: TestL
 
     left.run(blocking)
     home.run(blocking)
-    with pytest.raises(TimeoutError, match="was not done after 0.01 s"):
+    with pytest.raises(TimeoutError, match=r"was not done after 0\.01 s"):
         handle.result(timeout=0.01)
     home.worker.post(task.finish.set)
     assert handle.result(30) == "result"

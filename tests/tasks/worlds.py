@@ -1,4 +1,4 @@
-"""One scenario in several worlds: plain asyncio, and polyloop with the tasks here, elsewhere, or around a guest loop."""
+"""One scenario in several worlds: plain asyncio, and polyloop with the tasks here, elsewhere or around a guest."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence

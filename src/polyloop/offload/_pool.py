@@ -189,10 +189,10 @@ class ThreadPool:
         with self._lock:
             self._count -= 1
 
-    def _retire(self) -> bool:
-        """Give up the place of a thread that nobody can give a job any more; ``False`` if it is to stay after all."""
+    def _is_needed(self) -> bool:
+        """Give up the place of a thread that is about to retire; take it back and say so if a call waits by now."""
         self._give_place_up()
-        return not (self._backlog and self._take_place())
+        return len(self._backlog) > 0 and self._take_place()  # one look: `not (backlog and …)` would take two
 
 
 class _PoolThread:
@@ -246,7 +246,7 @@ class _PoolThread:
                 pool._idle.remove(self)
             except ValueError:
                 continue  # popped a moment ago: a job is on its way
-            if pool._retire():
+            if not pool._is_needed():
                 return False
             pool._idle.append(self)
             pool._serve_backlog()
