@@ -6,6 +6,7 @@ Proved, over the real workers and selector: no task waits at a busy worker while
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from tests._core.models import Selector, stepped_mailbox
 from tests.explorer import Deque, Run, explore
 
@@ -36,7 +37,8 @@ def stepped_worker(run: Run, name: str, index: int) -> Worker:
     return made
 
 
-def test_an_idle_worker_takes_what_comes_to_a_busy_one(model: Callable[[Run], None]) -> None:
+@pytest.mark.parametrize("preemptions", [3, pytest.param(None, marks=pytest.mark.stress)])
+def test_an_idle_worker_takes_what_comes_to_a_busy_one(model: Callable[[Run], None], preemptions: int | None) -> None:
     """The busy one never looks; the idle one steals before its sleep, or is woken from it."""
 
     def scenario(run: Run) -> None:
@@ -60,4 +62,4 @@ def test_an_idle_worker_takes_what_comes_to_a_busy_one(model: Callable[[Run], No
         run.thread(lambda: busy.admit(handle, True))
         run.check(check)
 
-    assert explore(scenario) > 100
+    assert explore(scenario, preemptions=preemptions) > 100
