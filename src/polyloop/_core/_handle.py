@@ -86,9 +86,10 @@ class TaskHandle[T](Completion[T]):
     @property
     def name(self) -> str:
         """Label of the task: the name given at creation, else the qualified name of its function."""
-        if self._name is None:
-            self._name = getattr(self._coro, "__qualname__", "task")
-        return self._name
+        name = self._name
+        if name is None:
+            name = self._name = str(getattr(self._coro, "__qualname__", "task"))
+        return name
 
     def get_name(self) -> str:
         """The same as ``name``, for code written against ``asyncio.Task``."""
