@@ -234,8 +234,9 @@ class Worker(Port):
             self.ended._complete(None)
             return
         try:
-            loop.call_soon(self.ready._complete, None)
-            self._run_until_stopped(loop)
+            if self._refusal is None:  # else it was given up while its loop was being made: see abandon
+                loop.call_soon(self.ready._complete, None)
+                self._run_until_stopped(loop)
         finally:
             self.bury()
             if not self.ready.done():  # the loop ended in its first step
@@ -312,30 +313,41 @@ class Worker(Port):
             self.on_close(deadline)
         elif self._winding is None:
             self.close_doors(refusal)
-            self._wind_down_by = deadline
-            self._winding = self.loop.create_task(self._wind_down_and_stop(refusal))
-        elif deadline < self._wind_down_by:
-            self._wind_down_by = deadline
-            self._winding.cancel()
+            self._winding = self.loop.create_task(self._wind_down_and_stop(refusal, deadline))
+        else:
+            self.hurry(deadline)
 
-    async def _wind_down_and_stop(self, refusal: BaseException) -> None:
+    async def _wind_down_and_stop(self, refusal: BaseException, deadline: float) -> None:
         try:
-            while True:
-                try:
-                    return await self.wind_down(refusal, self._wind_down_by)
-                except asyncio.CancelledError:  # the deadline has moved, or user code cancels every task it finds
-                    continue
+            await self.wind_down(refusal, deadline)
         finally:
             self._stopping = True
             self.loop.stop()
 
     async def wind_down(self, refusal: BaseException, deadline: float) -> None:
-        """Refuse what waits, cancel what runs, close what asyncio closes; name in ``stuck`` what would not end."""
+        """Refuse what waits, cancel what runs, close what asyncio closes; name in ``stuck`` what would not end.
+
+        A task of its own. Cancelling it only makes it look at the deadline again: ``hurry`` does that, and so does user
+        code that cancels every task it finds.
+        """
+        self._winding = asyncio.current_task()
+        self._wind_down_by = deadline
         self.close_doors(refusal)
-        names = {handle._task: handle.name for handle in self.live}
-        pending = await cancel_all(self.loop, deadline, names, self._cancelled)
-        self.stuck = [stuck_task(task, names.get(task) or task.get_name(), self.name) for task in pending]
-        self.stuck += await finish_loop(self.loop, deadline, self.name)
+        while True:
+            try:
+                names = {handle._task: handle.name for handle in self.live}
+                pending = await cancel_all(self.loop, self._wind_down_by, names, self._cancelled)
+                self.stuck = [stuck_task(task, names.get(task) or task.get_name(), self.name) for task in pending]
+                self.stuck += await finish_loop(self.loop, self._wind_down_by, self.name)
+            except asyncio.CancelledError:
+                continue
+            return
+
+    def hurry(self, deadline: float) -> None:
+        """Bring the deadline of a wind-down forward. Loop thread, signal handlers included."""
+        if self._winding is not None and deadline < self._wind_down_by:
+            self._wind_down_by = deadline
+            self._winding.cancel()
 
     def forsake(self) -> None:
         """Complete every handle that runs here with the refusal. Any thread, once the loop will not do it."""
@@ -372,8 +384,9 @@ class Worker(Port):
     def abandon(self, refusal: BaseException) -> None:
         """Leave a worker behind whose thread is stuck; should it come back, it ends. Any thread."""
         self.leave_behind(refusal)
-        with contextlib.suppress(RuntimeError):  # it came back and closed its loop just now
-            self.loop.call_soon_threadsafe(self.begin_wind_down, refusal, 0.0)
+        if self.ident:  # else its loop is still being made: _main sets ident, and then looks at the refusal
+            with contextlib.suppress(RuntimeError):  # it came back and closed its loop just now
+                self.loop.call_soon_threadsafe(self.begin_wind_down, refusal, 0.0)
 
     def cut_off(self, refusal: BaseException) -> None:
         """In a forked child: share nothing with the parent's loop any more. Before any worker is left behind."""
