@@ -40,12 +40,19 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     gil_before = gil_came_on()
     before = leaks.Snapshot()
     yield
-    chosen: Flavour | None = getattr(request.node, "callspec", None) and request.node.callspec.params.get("flavour")
-    found = before.leaks(descriptors=chosen is None or not chosen.untidy)
+    found = before.leaks(descriptors=not uses_untidy_loop(request.node))
     if found:
         pytest.fail("the test left something behind:\n" + "\n".join(found), pytrace=False)
     if gil_came_on() and not gil_before:
         pytest.fail("an import of this test switched the GIL on", pytrace=False)
+
+
+def uses_untidy_loop(node: pytest.Item) -> bool:
+    """Whether the test runs on a loop of others that leaves its own sockets behind."""
+    callspec = getattr(node, "callspec", None)
+    return callspec is not None and any(
+        isinstance(value, Flavour) and value.untidy for value in callspec.params.values()
+    )
 
 
 @pytest.fixture
