@@ -206,5 +206,6 @@ def _named(fn: Callable[..., Any]) -> Any:
 
 
 def _call_wrapped(decorated: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """In the other process: the sync function under the async one, which pickles by its name."""
-    return decorated.__wrapped__(*args, **kwargs)
+    """In the other process: call the sync function under the async one, if the name leads to that there too."""
+    fn = decorated.__wrapped__ if inspect.iscoroutinefunction(decorated) else decorated
+    return fn(*args, **kwargs)
