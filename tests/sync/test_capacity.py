@@ -1,0 +1,354 @@
+"""``CapacityLimiter``: tokens, borrowers, order, both faces, and what cancellation and time do to them."""
+
+import asyncio
+import math
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import polyloop
+from polyloop.sync import CapacityLimiter, WouldBlock
+from polyloop.testing import TestLoop, TestThread
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does next; it has nothing else to do."""
+    turn = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return
+        turn.wait(0.01)
+    raise AssertionError("it never came to be")
+
+
+def waiting(limiter: CapacityLimiter) -> int:
+    return len(limiter._waiting)
+
+
+# One borrower
+
+
+def test_tokens_are_counted_and_told() -> None:
+    """The properties and the repr say what is borrowed and who waits."""
+
+    async def main() -> None:
+        limiter = CapacityLimiter(2)
+        assert repr(limiter) == "<CapacityLimiter 0/2 borrowed, 0 waiting>"
+        async with limiter as entered:
+            assert entered is limiter
+            limiter.acquire_on_behalf_of_nowait("somebody")
+            assert (limiter.borrowed_tokens, limiter.available_tokens, limiter.total_tokens) == (2, 0, 2)
+            waiter = asyncio.create_task(limiter.acquire_on_behalf_of("another"))
+            await asyncio.sleep(0)
+            assert repr(limiter) == "<CapacityLimiter 2/2 borrowed, 1 waiting>"
+            limiter.release_on_behalf_of("somebody")
+            await waiter
+        limiter.release_on_behalf_of("another")
+        assert limiter.available_tokens == 2
+
+    asyncio.run(main())
+
+
+def test_a_borrower_holds_one_token_and_returns_one() -> None:
+    """Twice is an error, as is returning what was not borrowed; the limiter is none the worse for either."""
+
+    async def main() -> None:
+        limiter = CapacityLimiter(2)
+        with pytest.raises(RuntimeError, match="holds no token"):
+            limiter.release()
+        async with limiter:
+            for again in (limiter.acquire_nowait, limiter.sync.acquire):
+                with pytest.raises(RuntimeError, match="already holds a token"):
+                    again()
+            with pytest.raises(RuntimeError, match="already holds a token"):
+                await limiter.acquire()
+            assert limiter.borrowed_tokens == 1
+        limiter.acquire_on_behalf_of_nowait("a")
+        limiter.acquire_on_behalf_of_nowait("b")
+        waiter = asyncio.create_task(limiter.acquire_on_behalf_of("c"))
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="already waits for a token"):
+            await limiter.acquire_on_behalf_of("c")
+        limiter.release_on_behalf_of("a")
+        await waiter
+        for borrower in "bc":
+            limiter.release_on_behalf_of(borrower)
+        assert limiter.borrowed_tokens == 0
+
+    asyncio.run(main())
+
+
+def test_a_nowait_that_would_wait_says_so() -> None:
+    """Also beside a free token, if somebody was there first."""
+    limiter = CapacityLimiter(1)
+    limiter.acquire_nowait()
+    with pytest.raises(WouldBlock, match="all 1 tokens are borrowed; use 'await acquire"):
+        limiter.acquire_on_behalf_of_nowait("late")
+    assert isinstance(WouldBlock(""), polyloop.PolyloopError)
+    limiter.release()
+    assert limiter.borrowed_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("total", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (math.nan, TypeError), ("2", TypeError)]
+)
+def test_a_total_is_a_whole_number_of_at_least_one(total: Any, error: type[Exception]) -> None:
+    """Or infinite; the same when it is changed, which changes nothing then."""
+    with pytest.raises(error, match="token"):
+        CapacityLimiter(total)
+    limiter = CapacityLimiter(math.inf)
+    with pytest.raises(error, match="token"):
+        limiter.total_tokens = total
+    assert (limiter.total_tokens, limiter.available_tokens) == (math.inf, math.inf)
+
+
+def test_a_callback_is_no_borrower() -> None:
+    """A loop's callbacks have no task; all would be one borrower."""
+
+    async def main() -> str:
+        told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def callback() -> None:
+            try:
+                CapacityLimiter(1).acquire_nowait()
+            except RuntimeError as exc:
+                told.set_result(str(exc))
+
+        asyncio.get_running_loop().call_soon(callback)
+        return await told
+
+    assert "on_behalf_of" in asyncio.run(main())
+
+
+# Several
+
+
+def test_first_come_first_served_over_loops_and_threads(left: TestLoop, right: TestLoop) -> None:
+    """Tasks of two loops and threads wait in one queue."""
+    limiter = CapacityLimiter(1)
+    limiter.acquire_on_behalf_of_nowait("test")
+    order: list[int] = []
+
+    async def task(number: int) -> None:
+        async with limiter:
+            order.append(number)
+
+    def thread(number: int) -> None:
+        with limiter.sync:
+            order.append(number)
+
+    pending: list[Any] = []
+    for number in range(9):
+        if number % 3 == 0:
+            pending.append(TestThread(thread, number))
+        else:
+            pending.append((left if number % 3 == 1 else right).spawn(task, number))
+        until(lambda count=number + 1: waiting(limiter) == count)  # type: ignore[misc]
+    limiter.release_on_behalf_of("test")
+    for one in pending:
+        one.result()
+    assert order == list(range(9))
+    assert limiter.borrowed_tokens == 0
+
+
+def test_a_newcomer_does_not_overtake_those_who_wait(left: TestLoop) -> None:
+    """A token that was handed over is not free, though its new holder has not run yet."""
+    limiter = CapacityLimiter(1)
+    limiter.acquire_on_behalf_of_nowait("test")
+    waiter = left.spawn(limiter.acquire_on_behalf_of, "waiter")
+    left.wait_all_blocked()
+    with left.paused():
+        limiter.release_on_behalf_of("test")
+        with pytest.raises(WouldBlock):
+            limiter.acquire_on_behalf_of_nowait("newcomer")
+        assert not limiter.sync.acquire(blocking=False)
+    waiter.result(30)
+    limiter.release_on_behalf_of("waiter")
+    assert limiter.borrowed_tokens == 0
+
+
+@pytest.mark.parametrize("first", ["release", "cancel"])
+def test_a_hand_over_that_meets_a_cancellation_goes_to_the_next(left: TestLoop, right: TestLoop, first: str) -> None:
+    """Both happen before the waiter can run, in either order: it ends cancelled and the next has the token."""
+    limiter = CapacityLimiter(1)
+    limiter.acquire_on_behalf_of_nowait("test")
+    doomed = left.spawn(limiter.acquire_on_behalf_of, "doomed")
+    left.wait_all_blocked()
+    following = right.spawn(limiter.acquire_on_behalf_of, "following")
+    right.wait_all_blocked()
+    with left.paused():
+        if first == "release":
+            limiter.release_on_behalf_of("test")
+            doomed.cancel()
+        else:
+            doomed.cancel()
+            limiter.release_on_behalf_of("test")
+    with pytest.raises(asyncio.CancelledError):
+        doomed.result(30)
+    following.result(30)
+    assert limiter._borrowers == {"following"}
+    limiter.release_on_behalf_of("following")
+    assert (limiter.borrowed_tokens, waiting(limiter)) == (0, 0)
+
+
+def test_changing_the_total_serves_or_holds_back(left: TestLoop) -> None:
+    """More tokens go to those who wait, in order; fewer take none away, and are missing until enough came back."""
+    limiter = CapacityLimiter(1)
+    limiter.acquire_on_behalf_of_nowait("test")
+    waiters = [left.spawn(limiter.acquire_on_behalf_of, number) for number in range(4)]
+    left.wait_all_blocked()
+    limiter.total_tokens = 3
+    waiters[0].result(30)
+    waiters[1].result(30)
+    left.wait_all_blocked()
+    assert [waiter.done() for waiter in waiters] == [True, True, False, False]
+    limiter.total_tokens = 1
+    assert limiter.available_tokens == -2
+    for borrower in ("test", 0):
+        limiter.release_on_behalf_of(borrower)
+        left.wait_all_blocked()
+        assert not waiters[2].done()
+    limiter.release_on_behalf_of(1)
+    waiters[2].result(30)
+    limiter.total_tokens = math.inf
+    waiters[3].result(30)
+    for borrower in (2, 3):
+        limiter.release_on_behalf_of(borrower)
+    assert limiter.available_tokens == math.inf
+
+
+# The face for threads
+
+
+def test_the_face_for_threads_refuses_to_block_a_loop(left: TestLoop) -> None:
+    """Only if it would have to wait; it names the awaitable twin."""
+    limiter = CapacityLimiter(1)
+
+    async def on_a_loop() -> None:
+        with limiter.sync:
+            assert limiter.borrowed_tokens == 1
+        limiter.acquire_on_behalf_of_nowait("test")
+        with pytest.raises(polyloop.BlockingCallError, match=r"'left'; use 'await limiter.acquire\(\)'"):
+            limiter.sync.acquire()
+        assert not limiter.sync.acquire(blocking=False)
+
+    left.run(on_a_loop)
+    assert waiting(limiter) == 0
+    limiter.release_on_behalf_of("test")
+
+
+def test_a_wait_of_a_thread_can_be_limited() -> None:
+    """Out of time it holds nothing and is out of the queue; with time it gets what comes."""
+    limiter = CapacityLimiter(1)
+    limiter.acquire_on_behalf_of_nowait("test")
+    began = time.monotonic()
+    assert not limiter.sync.acquire(timeout=0.02)
+    assert time.monotonic() - began >= 0.02
+    assert not limiter.sync.acquire(timeout=0)
+    assert waiting(limiter) == 0
+    patient = TestThread(limiter.sync.acquire, True, None)
+    until(lambda: waiting(limiter) == 1)
+    limiter.release_on_behalf_of("test")
+    assert patient.result()
+    assert limiter.borrowed_tokens == 1
+    with pytest.raises(RuntimeError, match="holds no token"):
+        limiter.sync.release()  # it was that thread's
+
+
+@pytest.mark.parametrize(("blocking", "timeout"), [(False, 1.0), (True, -2.0)])
+def test_a_timeout_that_makes_no_sense_is_refused(blocking: bool, timeout: float) -> None:
+    """As ``threading`` refuses it."""
+    limiter = CapacityLimiter(1)
+    with pytest.raises(ValueError, match="timeout"):
+        limiter.sync.acquire(blocking, timeout)
+    assert limiter.borrowed_tokens == 0
+
+
+# Random races
+
+
+class Race:
+    """Tasks on loops and threads that borrow, give up, and change the total, at random; every token is counted."""
+
+    def __init__(self, rng: random.Random, seconds: float) -> None:
+        self.limiter = CapacityLimiter(2)
+        self.rng = rng
+        self.end = time.monotonic() + seconds
+        self.lock = threading.Lock()
+        self.inside = 0  # guarded by lock
+        self.most = 0
+        self.served = 0
+
+    def enter(self) -> None:
+        with self.lock:
+            self.inside += 1
+            self.served += 1
+            self.most = max(self.most, self.inside)
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+
+    async def task(self, seed: int) -> None:
+        rng = random.Random(seed)
+        while time.monotonic() < self.end:
+            try:
+                async with asyncio.timeout(rng.choice([0, 0.0002, 0.001, None])):
+                    async with self.limiter:
+                        self.enter()
+                        try:
+                            await asyncio.sleep(rng.choice([0, 0, 0.0003]))
+                        finally:
+                            self.leave()
+            except TimeoutError:
+                await asyncio.sleep(0)
+
+    def thread(self, seed: int) -> None:
+        rng = random.Random(seed)
+        while time.monotonic() < self.end:
+            if self.limiter.sync.acquire(timeout=rng.choice([0, 0.0002, 0.001, -1])):
+                self.enter()
+                self.leave()
+                self.limiter.sync.release()
+
+    def change(self, seed: int) -> None:
+        rng = random.Random(seed)
+        turn = threading.Event()
+        while time.monotonic() < self.end:
+            self.limiter.total_tokens = rng.randint(1, 3)
+            turn.wait(0.001)
+
+    def run(self) -> None:
+        seeds = iter(self.rng.sample(range(1 << 30), 40))
+        with polyloop.Runtime(loops=3, steal=False) as runtime:
+            tasks = [runtime.spawn(self.task, next(seeds), on=worker) for worker in runtime.workers for _ in range(6)]
+            threads = [TestThread(self.thread, next(seeds), timeout=600) for _ in range(3)]
+            threads.append(TestThread(self.change, next(seeds), timeout=600))
+            for task in tasks:
+                task.result()
+            for thread in threads:
+                thread.result()
+
+
+def check_race(rng: random.Random, seconds: float) -> None:
+    race = Race(rng, seconds)
+    race.run()
+    limiter = race.limiter
+    assert (limiter.borrowed_tokens, waiting(limiter), race.inside) == (0, 0, 0)
+    assert race.most <= 3
+    assert race.served > 100
+
+
+def test_no_token_is_lost_in_a_random_race(rng: random.Random, seconds: float) -> None:
+    """One second of it."""
+    check_race(rng, seconds)
+
+
+@pytest.mark.stress
+def test_no_token_is_lost_in_a_long_random_race(rng: random.Random, seconds: float) -> None:
+    """The same, for as long as POLYLOOP_STRESS_SECONDS says."""
+    check_race(rng, seconds)
