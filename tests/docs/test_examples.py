@@ -13,8 +13,14 @@ import pytest
 import polyloop
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "docs/index.md", "docs/guide.md"]
-_FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: A block of Python, and the comment above it that says why it cannot run, if it cannot.
+_FENCE = re.compile(r"(?:^% not run: (?P<reason>.+)\n\n?)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def pages() -> list[str]:
+    """The pages with examples that can run."""
+    every = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+    return [page for page in every if any(examples(page))]
 
 
 def surroundings() -> dict[str, Any]:
@@ -42,7 +48,9 @@ def examples(page: str) -> Iterator[CodeType]:
     """The code blocks of a page, with their lines where they stand on it; ``await`` may stand outside of a function."""
     text = (ROOT / page).read_text(encoding="utf-8")
     for match in _FENCE.finditer(text):
-        tree = ast.parse("\n" * text.count("\n", 0, match.start(1)) + match.group(1), page)
+        if match["reason"]:
+            continue
+        tree = ast.parse("\n" * text.count("\n", 0, match.start("code")) + match["code"], page)
         yield compile(tree, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
@@ -54,7 +62,7 @@ def run(code: CodeType, names: dict[str, Any]) -> None:
         block()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", pages())
 def test_examples_of_a_page_run_in_order(page: str) -> None:
     """A later block of a page may use what an earlier one defined."""
     names = surroundings()
