@@ -4,7 +4,7 @@ Proved: a child is refused, or the group waits for its end; a child of an aborte
 before, during and after the entry is never lost; nobody waits for ever.
 """
 
-import asyncio
+import inspect
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
@@ -252,10 +252,8 @@ def test_a_cancel_that_meets_the_entry_is_not_lost() -> None:
 
 def test_the_model_of_the_entry_is_the_code() -> None:
     """The lines that the model above repeats stand in ``__aenter__`` in that order."""
-    import inspect
 
     source = inspect.getsource(TaskGroup.__aenter__)
     steps = ("self._entered = True", "self._tasks.copy()", "if self._cancel_on_entry:", "self._cancel_here()")
     places = [source.index(step) for step in steps]
     assert places == sorted(places)
-    assert asyncio.iscoroutinefunction(TaskGroup.__aenter__) or inspect.iscoroutinefunction(TaskGroup.__aenter__)
