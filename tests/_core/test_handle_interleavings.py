@@ -17,7 +17,7 @@ from tests.explorer import Deque, Lock, Run, explore, stepped
 from polyloop._core import _handle, _prims
 from polyloop._core._context import here
 from polyloop._core._handle import TaskHandle
-from polyloop._core._port import Port
+from polyloop._core._port import NOWHERE, Port
 
 
 class FakeTask:
@@ -64,13 +64,13 @@ async def work() -> None:
 class Scene:
     """A handle in a queue, ports that may start it, and cancellers."""
 
-    def __init__(self, run: Run, ports: int) -> None:
+    def __init__(self, run: Run, ports: int, placed: bool) -> None:
         self.run = run
         self.ports = [FakePort(run, f"port {number}") for number in range(ports)]
         self.queue = Deque[TaskHandle[None]](run, "queue")
         handle: Any = stepped(TaskHandle, "_port", "_task", "_cancels")(work())
         handle.__dict__["stepped__cancels"] = ()
-        handle._port = self.ports[0]
+        handle._port = self.ports[0] if placed else NOWHERE
         handle.run = run
         self.handle: TaskHandle[None] = handle
         deque.append(self.queue, self.handle)
@@ -122,24 +122,26 @@ class Scene:
 
 
 @pytest.mark.parametrize(
-    ("ports", "messages", "preemptions"),
+    ("ports", "placed", "messages", "preemptions"),
     [
-        (1, ["a"], 4),
-        (1, ["a", "b"], 2),
-        (2, ["a"], 2),
-        pytest.param(1, ["a"], None, marks=pytest.mark.stress),
-        pytest.param(2, ["a"], 4, marks=pytest.mark.stress),
-        pytest.param(2, ["a", "b"], 3, marks=pytest.mark.stress),
+        (1, False, ["a"], 3),
+        (1, True, ["a"], 3),
+        (1, True, ["a", "b"], 2),
+        (2, True, ["a"], 2),
+        pytest.param(1, True, ["a"], None, marks=pytest.mark.stress),
+        pytest.param(2, False, ["a"], 4, marks=pytest.mark.stress),
+        pytest.param(2, True, ["a"], 4, marks=pytest.mark.stress),
+        pytest.param(2, True, ["a", "b"], 3, marks=pytest.mark.stress),
     ],
 )
 def test_every_request_is_delivered_once(
-    monkeypatch: pytest.MonkeyPatch, ports: int, messages: list[str], preemptions: int | None
+    monkeypatch: pytest.MonkeyPatch, ports: int, placed: bool, messages: list[str], preemptions: int | None
 ) -> None:
-    """Cancelling races the start, and with two ports the theft: the second port is a thief."""
+    """Cancelling races the start, the placing before it, and with two ports the theft: the second is a thief."""
 
     def scenario(run: Run) -> None:
         monkeypatch.setattr(_handle, "_cancel_lock", Lock(run))
-        scene = Scene(run, ports)
+        scene = Scene(run, ports, placed)
         for port in scene.ports:
             run.thread(lambda port=port: scene.serve(port))  # type: ignore[misc]
         for message in messages:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -155,6 +156,40 @@ def test_a_task_admitted_while_the_loop_is_being_closed_is_refused() -> None:
     for handle in (first, second):
         with pytest.raises(RuntimeClosedError):
             handle.result(timeout=5)
+
+
+class SlowLoop(asyncio.SelectorEventLoop):
+    """Stops a call from another thread between its look whether the loop is open and its queueing."""
+
+    queueing: Gate | None = None
+
+    def _call_soon(self, *args: Any) -> asyncio.Handle:
+        if self.queueing is not None:
+            self.queueing.pause()
+        handle: asyncio.Handle = super()._call_soon(*args)  # type: ignore[misc]
+        return handle
+
+
+def test_a_task_admitted_at_the_moment_of_the_close_is_refused() -> None:
+    """1. The poster finds the loop open. 2. The owner closes it. 3. The poster queues what nobody will run."""
+    loop = SlowLoop()
+
+    async def port() -> Port:
+        return current_port()
+
+    async def work() -> None:
+        raise AssertionError("never started")
+
+    target = loop.run_until_complete(port())
+    handle = TaskHandle(work())
+    loop.queueing = Gate("queueing")
+    poster = TestThread(target.admit, handle, False)
+    loop.queueing.reached()
+    loop.close()
+    loop.queueing.open()
+    poster.result()
+    with pytest.raises(RuntimeClosedError):
+        handle.result(timeout=5)
 
 
 def test_a_handle_that_was_not_placed_is_nowhere() -> None:
