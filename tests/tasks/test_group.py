@@ -318,7 +318,9 @@ def test_a_child_counts_one_cancellation_from_an_aborted_group(runtime: polyloop
 # What ends a program
 
 
-@pytest.mark.parametrize(("kind", "loops"), [(SystemExit, 1), (SystemExit, 2), (KeyboardInterrupt, 1)])
+@pytest.mark.parametrize(
+    ("kind", "loops"), [(SystemExit, 1), (SystemExit, 2), (KeyboardInterrupt, 1), (KeyboardInterrupt, 2)]
+)
 def test_an_exit_in_a_child_leaves_run_and_cancels_the_rest(kind: type[BaseException], loops: int) -> None:
     """As under ``asyncio.run``, whichever loop the child is on."""
     cancelled: list[str] = []
