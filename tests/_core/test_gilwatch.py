@@ -109,16 +109,34 @@ def test_a_runtime_watches_while_it_runs(tmp_path: Path) -> None:
         from polyloop._core._gilwatch import gil_watch
         print(gil_watch in sys.meta_path)
         with polyloop.Runtime(loops=1), polyloop.Runtime(loops=1):
-            print(gil_watch in sys.meta_path)
-        print(gil_watch in sys.meta_path)
+            print(gil_watch in sys.meta_path, gil_watch.watching)
+        print(gil_watch.watching)
         """,
     )
-    assert lines == ["False", "True", "False"]
+    assert lines == ["False", "True True", "False"]
+
+
+@needs_no_gil
+def test_the_watch_ends_in_the_middle_of_an_import(tmp_path: Path) -> None:
+    """The import system walks through the list of finders meanwhile, and must not skip the one behind ours."""
+    lines = run(
+        tmp_path,
+        WATCHING
+        + """
+real = gil_watch.look
+gil_watch.look = lambda: (gil_watch.remove(), real())[1]
+sys.modules.pop("_stat", None)
+import _stat  # found by the finder that stands right behind ours
+print(_stat.__spec__.origin, gil_watch.watching)
+""",
+    )
+    assert lines == ["built-in False"]
 
 
 def test_failing_imports_do_not_pile_up() -> None:
     """A program that tries an import at each request keeps the last names only."""
     watch = GilWatch()
+    watch.watching = True
     for number in range(10 * _NAMES_KEPT):
         assert watch.find_spec(f"module_{number}", None) is None
     assert len(watch._recent) == _NAMES_KEPT

@@ -1,11 +1,14 @@
 """Ports of loops that polyloop does not own."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.conftest import Flavour
 
 from polyloop import RuntimeClosedError
 from polyloop._core._context import here
@@ -190,6 +193,80 @@ def test_a_task_admitted_at_the_moment_of_the_close_is_refused() -> None:
     poster.result()
     with pytest.raises(RuntimeClosedError):
         handle.result(timeout=5)
+
+
+def test_a_guest_loop_that_is_closed_with_a_task_in_it_tells_whoever_waits(flavour: Flavour) -> None:
+    """Nothing was posted to it since, so nothing of ours was about to run there."""
+    if flavour.untidy:
+        pytest.skip(f"a closed {flavour.name} keeps its timers")
+    loop = flavour.new() if flavour.new is not None else asyncio.new_event_loop()
+
+    async def main() -> TaskHandle[None]:
+        handle = TaskHandle(asyncio.sleep(3600))
+        handle._start_here(current_port())
+        assert handle._task is not None
+        setattr(handle._task, "_log_destroy_pending", False)  # noqa: B010 - asyncio would complain of it, rightly
+        await asyncio.sleep(0)
+        return handle
+
+    handle = loop.run_until_complete(main())
+    assert not handle.done()
+    loop.close()
+    with pytest.raises(RuntimeClosedError, match="was closed before the task could start or end there"):
+        handle.result(timeout=0)
+
+
+def test_the_wait_for_the_close_of_a_guest_loop_keeps_nothing_alive() -> None:
+    """Neither the port nor, through it, the loop."""
+
+    async def port() -> "weakref.ref[Port]":
+        return weakref.ref(current_port())
+
+    def run() -> "weakref.ref[Port]":
+        loop = asyncio.new_event_loop()
+        loops.append(loop)
+        return loop.run_until_complete(port())
+
+    loops: list[asyncio.AbstractEventLoop] = []
+    seen = TestThread(run).result()
+    gc.collect()  # it is in cycles of its own
+    loops[0].close()
+    assert seen() is None  # the thread that kept it has ended
+
+
+def test_a_guest_loop_that_goes_on_in_another_thread_is_still_itself() -> None:
+    """A request to cancel arrives there, once; waiters are woken through the mailbox of the loop, not of a thread."""
+    loop = asyncio.new_event_loop()
+    handles: list[TaskHandle[None]] = []
+
+    async def first() -> None:
+        handles.append(TaskHandle(asyncio.sleep(3600)))
+        handles[0]._start_here(current_port())
+        await asyncio.sleep(0)
+
+    async def second() -> int:
+        assert await asyncio.to_thread(handles[0].cancel)
+        task = handles[0]._task
+        assert task is not None
+        await asyncio.wait([task])
+        return threading.get_ident()
+
+    ran = Gate()
+
+    def run_first() -> None:
+        loop.run_until_complete(first())
+        ran.pause()  # a thread that has ended would leave its identity to the next
+
+    before = TestThread(run_first)
+    ran.reached()
+    port = handles[0]._port
+    thread = TestThread(loop.run_until_complete, second())
+    assert thread.result() == port.ident == thread.ident
+    ran.open()
+    before.result()
+    loop.close()
+    assert handles[0].cancelled()
+    assert not port.is_current()
 
 
 def test_a_handle_that_was_not_placed_is_nowhere() -> None:

@@ -173,6 +173,65 @@ def test_a_spin_that_misses_sleeps_and_gives_its_permit_back() -> None:
     tenant.selector.close()
 
 
+def test_the_permit_of_a_spin_is_back_before_anything_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is served may run for long: another worker may spin meanwhile."""
+    tenant = Tenant(spin_ns=10_000_000)
+    permits = len(spin_permits)
+    seen: list[int] = []
+    looks = iter(range(10**9))
+    real = _prims.monotonic_ns
+
+    def clock() -> int:
+        if next(looks) == 2:  # inside of the spin
+            tenant.mailbox.post(lambda: seen.append(len(spin_permits)))
+        return real()
+
+    monkeypatch.setattr(_prims, "monotonic_ns", clock)
+    tenant.selector.select(None)
+    assert seen == [permits]
+    assert tenant.selector.sleeps == 0
+    tenant.selector.close()
+
+
+def test_a_socket_that_ends_the_sleep_beside_a_post_comes_first(tenant: Tenant) -> None:
+    """Its event is returned before anything runs that may give its number to another; the next tick serves."""
+    seen: list[int] = []
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        key = tenant.selector.register(reader, selectors.EVENT_READ, "data")
+        real = tenant.selector.wake
+
+        def wake() -> None:
+            writer.send(b"x")
+            real()
+
+        asleep = Gate()
+        announce = tenant.mailbox.tokens
+
+        class Announce(deque[None]):
+            def append(self, item: None, /) -> None:
+                announce.append(item)
+                asleep.pause()
+
+        tenant.mailbox._wake = wake
+        tenant.selector._tokens = Announce()
+        tenant.selector._tokens.pop = announce.pop  # type: ignore[method-assign]
+        thread = TestThread(tenant.selector.select, None)
+        asleep.reached()
+
+        def find() -> bool:
+            tenant.mailbox.post(seen.append, 1)  # after the last look
+            return False
+
+        tenant.find = find
+        asleep.open()
+        assert (key, selectors.EVENT_READ) in thread.result()
+        assert seen == []
+        tenant.selector.unregister(reader)
+        tenant.selector.select(None)
+        assert seen == [1]
+
+
 def test_no_permit_means_no_spin() -> None:
     """All cores have their spinner: sleep at once."""
     tenant = Tenant(spin_ns=10_000_000)

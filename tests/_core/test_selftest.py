@@ -75,6 +75,22 @@ def test_a_loop_that_loses_wakeups_is_refused_by_name() -> None:
     loop.close()
 
 
+def test_a_machine_that_stood_still_once_refuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wake-up that came too late looks like a lost one; the second try tells."""
+    stalls = [None]
+    real = _selftest._ping
+
+    def ping(loop: asyncio.AbstractEventLoop) -> _selftest._Pong:
+        if stalls:
+            stalls.clear()
+            return _selftest._Pong()
+        return real(loop)
+
+    monkeypatch.setattr(_selftest, "_ping", ping)
+    check_factory(GoodLoop)
+    assert GoodLoop in _selftest._passed
+
+
 def test_uvloop_users_are_told_the_version() -> None:
     """The one loop known for this fault has a version without it."""
     kind = type("Loop", (), {"__module__": "uvloop"})

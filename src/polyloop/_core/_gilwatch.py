@@ -33,6 +33,7 @@ class GilWatch(importlib.abc.MetaPathFinder):
 
     Attributes:
         culprit: Name of the module whose import switched the GIL on, once known.
+        watching: Whether it looks at imports.
     """
 
     def __init__(self) -> None:
@@ -40,22 +41,29 @@ class GilWatch(importlib.abc.MetaPathFinder):
         self._recent: deque[str] = deque(maxlen=_NAMES_KEPT)  # names of imports; appended by any thread
         self._known: set[str] = set(sys.modules)
         self._armed = [None]  # popped by the one thread that warns
+        self.watching = False  # set by those who start and stop it, read by every import
 
     def install(self) -> None:
         """Watch from now on; does nothing on a build with the GIL, or when it is on already."""
-        if not _prims.gil_enabled() and self not in sys.meta_path:
+        if _prims.gil_enabled():
+            return
+        self.watching = True
+        if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
 
     def remove(self) -> None:
-        """Stop watching."""
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
+        """Stop watching, and stay in ``sys.meta_path``.
+
+        The import system walks through that very list: in an import on another thread, a finder that is taken out
+        makes it skip the one behind. (One that is put in at the front makes it ask one twice, which does no harm.)
+        """
+        self.watching = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None, /
     ) -> ModuleSpec | None:
         """Note the name and find nothing: the other finders do the work."""
-        if self._armed:
+        if self.watching and self._armed:
             creating = self.look()
             self._recent.append(fullname)
             if creating is not None:  # and is over only after what it imports: it has not said yet what it needs
@@ -77,7 +85,6 @@ class GilWatch(importlib.abc.MetaPathFinder):
         return None
 
     def _warn(self) -> None:
-        # This finder stays where it is: the import system may be walking through sys.meta_path at this moment.
         self.culprit = self._find_culprit()
         name = "an extension module" if self.culprit is None else f"module {self.culprit!r}"
         warnings.warn(

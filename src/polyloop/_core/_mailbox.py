@@ -14,6 +14,7 @@ A mailbox is closed when its loop will not run again. What is posted then concer
 not be dropped, tasks that wait to be started, is kept by the port itself (see ``Port.admit``).
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -51,23 +52,23 @@ class Mailbox:
 
     def signal(self) -> bool:
         """Wake the consumer if it sleeps and nobody else has woken it yet; say whether this call did. Any thread."""
+        # All in one function: the interpreter looks for signals when a call begins and when it has returned, so a
+        # KeyboardInterrupt is raised in here after the pop only, when the wake is owed. One too many does no harm.
+        tokens = self.tokens
         try:
-            return self._take_token_and_wake()
-        except BaseException:  # a KeyboardInterrupt between the two: the wake is owed, and one too many does no harm
-            if not self.closed:
-                self._wake()
-            raise
-
-    def _take_token_and_wake(self) -> bool:
-        try:
-            self.tokens.pop()  # atomic: one token has one popper
+            tokens.pop()  # atomic: one token has one popper
+            if self.closed:  # it is the token that close() left for good: nobody sleeps, and nobody may be woken
+                tokens.append(None)
+                self.items.clear()
+                return False
+            self._wake()
         except IndexError:
             return False
-        if self.closed:  # it is the token that close() left for good: nobody sleeps, and nobody may be woken
-            self.tokens.append(None)
-            self.items.clear()
-            return False
-        self._wake()
+        except BaseException:
+            if not self.closed:
+                with contextlib.suppress(OSError):  # the interrupt came after the write, and the waker has gone since
+                    self._wake()
+            raise
         return True
 
     def drain(self) -> None:

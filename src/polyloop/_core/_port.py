@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+import weakref
 from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from polyloop._core._handle import TaskHandle
 
 logger = logging.getLogger("polyloop")
+
+#: When the timer that waits for a guest loop's close would be called, in seconds: ten years.
+_NEVER = 10 * 365 * 24 * 3600.0
 
 
 class Port:
@@ -126,6 +130,11 @@ class GuestPort(Port):
         super().__init__(f"loop of thread {_prims.current_thread().name!r}")
         self.bind(loop)
         self.mailbox.tokens.append(None)  # a token stands for "no drain is scheduled"
+        loop.call_later(_NEVER, _AtClose(self), context=self.context)
+
+    def is_current(self) -> bool:
+        """Whether the caller runs on this loop; its owner may run it on another thread each time."""
+        return asyncio._get_running_loop() is self.loop
 
     def _wake(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -150,27 +159,43 @@ class GuestPort(Port):
 
     def _drain(self) -> None:
         here.port = self  # another loop may have had this thread meanwhile
+        self.ident = _prims.get_ident()  # or this loop another thread
         self.mailbox.tokens.append(None)  # before the drain: a post from now on schedules the next one
         self.mailbox.drain()
 
 
-class _Drain:
-    """One scheduled drain. A loop that is closed drops what it has not run, and so tells that it is closed."""
+class _AtClose:
+    """A callable that waits in a guest loop. One that is closed drops what it has not run, and so tells.
+
+    (asyncio's own and uvloop do. rloop 0.2 keeps its timers; there, the next post tells.) It does not keep the port
+    alive: whoever waits for a handle does.
+    """
 
     __slots__ = ("_port",)
 
     def __init__(self, port: GuestPort) -> None:
-        self._port: GuestPort | None = port
+        self._port = weakref.ref(port)
 
     def __call__(self) -> None:
-        port, self._port = self._port, None
-        assert port is not None
-        port._drain()
+        """Ten years have passed."""
 
     def __del__(self) -> None:
-        port = self._port
+        port = self._port()
         if port is not None and port.loop.is_closed():
             port._lost()
+
+
+class _Drain(_AtClose):
+    """One scheduled drain."""
+
+    __slots__ = ("_drain",)
+
+    def __init__(self, port: GuestPort) -> None:
+        super().__init__(port)
+        self._drain = port._drain
+
+    def __call__(self) -> None:
+        self._drain()
 
 
 class _Nowhere(Port):

@@ -6,6 +6,10 @@ follow from sleeps: utilisation and idleness. Everything here runs on the loop's
 
 Why it cannot hang: a sleep is entered only after the token is in place and the mailbox was found empty after that, so
 every later post ends it. Spurious wake-ups are possible and harmless; a missing one is not possible.
+
+What is served may run a task's first step, and that may do anything to the sockets: stop reading one, close it and
+get its number for another. So nothing is served between a poll that found sockets and the return of what it found,
+which asyncio would take for events of the new ones. The next tick serves first.
 """
 
 import os
@@ -89,7 +93,12 @@ class WorkerSelector(selectors.DefaultSelector):
         if timeout is not None and timeout <= 0:
             return self._poll_if_due()
         events = self._spin(timeout)
-        return self._sleep(timeout) if events is None else events
+        if events is None:
+            return self._sleep(timeout)
+        if events:
+            return events
+        self._tenant.serve()  # what the spin found, now that its permit is back
+        return self._poll_if_due()
 
     def _poll_if_due(self) -> "Events":
         """Look at the sockets, unless that was done a moment ago: a busy loop ticks every few microseconds."""
@@ -100,7 +109,12 @@ class WorkerSelector(selectors.DefaultSelector):
         return super().select(0)
 
     def _spin(self, timeout: float | None) -> "Events | None":
-        """Look for work for a while; ``None`` says that there was none (or that spinning does not pay now)."""
+        """Look for work for a while.
+
+        Returns:
+            What the sockets had; nothing, if there is something to serve; ``None``, if there was no work at all or
+            spinning does not pay now.
+        """
         policy = self._spin_policy
         spin_ns = policy.spin_ns and policy.next_spin_ns()
         if not spin_ns:
@@ -122,8 +136,7 @@ class WorkerSelector(selectors.DefaultSelector):
             for _ in range(_LOOKS_PER_POLL):
                 if items or unstarted:
                     self._spin_policy.hit()
-                    self._tenant.serve()
-                    return self._poll_if_due()
+                    return []
             self._polled_ns = now
             events = super().select(0)
             if events:
@@ -153,7 +166,8 @@ class WorkerSelector(selectors.DefaultSelector):
         self._take_wakes(events)
         if self._items or self._unstarted:
             self._spin_policy.woken(slept_ns)
-            self._tenant.serve()
+            if not events or (len(events) == 1 and events[0][0] is self._waker_key):
+                self._tenant.serve()
         return events
 
     def _take_wakes(self, events: "Events") -> None:
