@@ -81,7 +81,7 @@ class Worker(Port):
         self._budget = StartBudget()
         self._stopping = False  # the loop may end; owner thread only
         self._winding: asyncio.Task[None] | None = None  # owner thread only, as is the deadline
-        self._wind_down_by = 0.0
+        self.wind_down_by = 0.0
         self._cancelled: set[asyncio.Task[Any]] = set()  # by the wind-down; the loop's thread drops them in bury()
         self._next_victim = 0
 
@@ -331,22 +331,22 @@ class Worker(Port):
         code that cancels every task it finds.
         """
         self._winding = asyncio.current_task()
-        self._wind_down_by = deadline
+        self.wind_down_by = deadline
         self.close_doors(refusal)
         while True:
             try:
                 names = {handle._task: handle.name for handle in self.live}
-                pending = await cancel_all(self.loop, self._wind_down_by, names, self._cancelled)
+                pending = await cancel_all(self.loop, self.wind_down_by, names, self._cancelled)
                 self.stuck = [stuck_task(task, names.get(task) or task.get_name(), self.name) for task in pending]
-                self.stuck += await finish_loop(self.loop, self._wind_down_by, self.name)
+                self.stuck += await finish_loop(self.loop, self.wind_down_by, self.name)
             except asyncio.CancelledError:
                 continue
             return
 
     def hurry(self, deadline: float) -> None:
         """Bring the deadline of a wind-down forward. Loop thread, signal handlers included."""
-        if self._winding is not None and deadline < self._wind_down_by:
-            self._wind_down_by = deadline
+        if self._winding is not None and deadline < self.wind_down_by:
+            self.wind_down_by = deadline
             self._winding.cancel()
 
     def forsake(self) -> None:

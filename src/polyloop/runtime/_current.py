@@ -1,13 +1,16 @@
 """Which runtime a caller means that names none."""
 
+import contextvars
 from collections.abc import Callable, Coroutine, Hashable
-from typing import Any
+from typing import Any, cast
 
 from polyloop._core._context import here
 from polyloop._core._errors import NoRuntimeError
 from polyloop._core._handle import TaskHandle
 from polyloop._core._worker import Worker
-from polyloop.runtime._runtime import On, Runtime, open_lock, open_runtimes
+from polyloop.runtime import _registry
+from polyloop.runtime._routing import On
+from polyloop.runtime._runtime import Runtime
 
 
 def find_runtime() -> Runtime | None:
@@ -16,9 +19,8 @@ def find_runtime() -> Runtime | None:
         # A closed loop is left over from a run that has ended on this thread.
         if isinstance(port, Worker) and isinstance(port.runtime, Runtime) and not port.loop.is_closed():
             return port.runtime
-    with open_lock:
-        running = list(open_runtimes)
-    return running[0] if len(running) == 1 else None
+    running = _registry.running()
+    return cast("Runtime", running[0]) if len(running) == 1 else None
 
 
 def running_runtime() -> Runtime | None:
@@ -42,8 +44,7 @@ def current_runtime() -> Runtime:
     runtime = find_runtime()
     if runtime is not None:
         return runtime
-    with open_lock:
-        running = len(open_runtimes)
+    running = len(_registry.running())
     if running:
         raise NoRuntimeError(f"{running} runtimes are running and this thread belongs to none; call the one you mean")
     raise NoRuntimeError("no runtime is running; use polyloop.run(main()) or 'with polyloop.Runtime() as rt:'")
@@ -55,6 +56,7 @@ def spawn[*Ts, T](
     on: On | None = None,
     key: Hashable | None = None,
     name: str | None = None,
+    context: contextvars.Context | None = None,
 ) -> TaskHandle[T]:
     """Start ``fn(*args)`` on one of the current runtime's loops; see ``Runtime.spawn``.
 
@@ -63,4 +65,4 @@ def spawn[*Ts, T](
 
     .. versionadded:: 0.1
     """
-    return current_runtime().spawn(fn, *args, on=on, key=key, name=name)
+    return current_runtime().spawn(fn, *args, on=on, key=key, name=name, context=context)

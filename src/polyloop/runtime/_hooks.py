@@ -4,10 +4,9 @@ import atexit
 import os
 
 from polyloop._core import _prims
-from polyloop.runtime import _runtime
-from polyloop.runtime._runtime import open_runtimes
+from polyloop.runtime import _registry
 
-#: Seconds that a runtime which nobody closed gets at interpreter exit.
+#: Seconds that the runtimes which nobody closed get at interpreter exit, all together.
 EXIT_TIMEOUT = 2.0
 
 
@@ -17,18 +16,15 @@ def close_forgotten() -> None:
     ``atexit`` hooks run after the interpreter has joined all non-daemon threads, and before it takes the others down.
     Our threads are daemons, so nothing waits for them before this hook does, with a deadline.
     """
-    with _runtime.open_lock:
-        forgotten = list(open_runtimes)
-    for runtime in forgotten:
-        runtime._close_at_exit(EXIT_TIMEOUT)
+    deadline = _prims.monotonic() + EXIT_TIMEOUT
+    for runtime in _registry.running():
+        runtime._close_at_exit(deadline)
 
 
 def after_fork_in_child() -> None:
     """Close the parent's runtimes in a forked child, where their threads do not exist."""
-    _runtime.open_lock = _prims.Lock()
-    for runtime in list(open_runtimes):
+    for runtime in _registry.running():
         runtime._forked()
-    open_runtimes.clear()
 
 
 atexit.register(close_forgotten)

@@ -1,13 +1,15 @@
 """``polyloop.run``: asyncio.run on every core.
 
-The calling thread is worker 0, so the main task runs where ``asyncio.run`` would run it, and ``asyncio.Runner`` gives
-signals and Ctrl-C their usual meaning. The other workers are threads beside it.
+The calling thread is worker 0, so the main task runs where ``asyncio.run`` would run it, and signals and Ctrl-C have
+their usual meaning (``_signals``, ``_ctrl_c``). The other workers are threads beside it.
 
 The order of the end: the main task is done; all workers, this one included, wind down together under one deadline;
 the loop is closed. A Ctrl-C during the wind-down makes the deadline now.
 """
 
 import asyncio
+import contextlib
+import contextvars
 from collections.abc import Coroutine
 from typing import Any
 
@@ -17,9 +19,11 @@ from polyloop._core._context import runs_a_loop
 from polyloop._core._errors import copy_exception
 from polyloop._core._port import logger
 from polyloop._core._selftest import check_factory
-from polyloop._core._worker import LoopFactory
+from polyloop._core._worker import LoopFactory, Worker
+from polyloop.runtime._ctrl_c import CtrlC
+from polyloop.runtime._life import GRACE, SHUTDOWN_TIMEOUT
 from polyloop.runtime._placement import Placement, PlacementName
-from polyloop.runtime._runtime import _GRACE, SHUTDOWN_TIMEOUT, Runtime
+from polyloop.runtime._runtime import Runtime
 from polyloop.runtime._signals import signals_wake
 
 
@@ -73,45 +77,55 @@ def run[T](
     except BaseException:
         main.close()
         raise
-    return _Run(runtime).run(main, debug)
+    return _Run(runtime).run(main)
 
 
 class _Run:
-    """One call of ``run``: the runtime, and the Runner that drives worker 0 on the calling thread."""
+    """One call of ``run``. Everything runs on the calling thread, which is worker 0's."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._worker = runtime.workers[0]
         self._others = runtime.workers[1:]
-        self._main: Coroutine[Any, Any, Any] | None = None
-        self._leaving = False  # run() is being left by SystemExit or KeyboardInterrupt; worker 0's thread
-        self._deadline: float | None = None  # set by somebody else who closes the runtime; worker 0's thread
+        self._ctrl_c = CtrlC()
+        self._main: asyncio.Task[Any] | None = None
+        self._leaving = False  # run() is being left by SystemExit or KeyboardInterrupt
+        self._deadline: float | None = None  # set by somebody else who closes the runtime
 
-    def run[T](self, main: Coroutine[Any, Any, T], debug: bool | None) -> T:
-        worker = self._worker
-        self._main = main
-        # The Runner is never closed: winding down does all that its close does, within a deadline.
-        runner = asyncio.Runner(debug=debug, loop_factory=worker.new_loop)
-        try:
-            self._start(runner)
-        except BaseException:
-            main.close()
-            if worker.ident:
-                worker.bury()
-            raise
-        with signals_wake(worker):
+    def run[T](self, main: Coroutine[Any, Any, T]) -> T:
+        with self._ctrl_c, contextlib.ExitStack() as stack:
             try:
-                return runner.run(main)
-            except (SystemExit, KeyboardInterrupt):
-                self._leaving = True
-                raise
+                result = self._run(main, stack)
             finally:
-                if self._runtime._forked_error is None:  # else this is a child, and all this is its parent's
-                    self._end(runner)
+                if self._main is None:
+                    main.close()
+                if self._runtime._forked_error is None:  # else this is a child, and the rest is its parent's
+                    self._end()
+            if self._ctrl_c.hurried:
+                raise KeyboardInterrupt
+            return result
 
-    def _start(self, runner: asyncio.Runner) -> None:
+    def _run[T](self, main: Coroutine[Any, Any, T], stack: contextlib.ExitStack) -> T:
+        loop = self._start()
+        if self._ctrl_c.count:
+            raise KeyboardInterrupt
+        stack.enter_context(signals_wake(self._worker))
+        task: asyncio.Task[T] = loop.create_task(main, context=contextvars.copy_context())
+        self._main = task
+        self._ctrl_c.guard(task)
+        try:
+            return loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            if self._ctrl_c.count > 0 and task.uncancel() == 0:
+                raise KeyboardInterrupt from None
+            raise
+        except (SystemExit, KeyboardInterrupt):
+            self._leaving = True
+            raise
+
+    def _start(self) -> asyncio.AbstractEventLoop:
         runtime, worker = self._runtime, self._worker
-        runner.get_loop()
+        loop = worker.new_loop()
         if runtime._loop_factory is not None and not self._others:
             check_factory(runtime._loop_factory)
         worker.on_close = self._closed_by_other
@@ -120,6 +134,7 @@ class _Run:
         runtime._begin()
         runtime._start_threads(self._others)
         worker.ready._complete(None)
+        return loop
 
     def _raise_here(self, exc: BaseException) -> None:
         """SystemExit or KeyboardInterrupt on another loop: it leaves ``run`` on this thread, as asyncio's would."""
@@ -133,58 +148,74 @@ class _Run:
         """Somebody else closes the runtime: cancel the main task, and leave the rest to ``_end``. On worker 0."""
         if self._deadline is None:
             self._deadline = deadline
-            for task in asyncio.all_tasks(self._worker.loop):
-                if task.get_coro() is self._main:
-                    task.cancel()
+            if self._main is not None:
+                self._main.cancel()
 
-    def _end(self, runner: asyncio.Runner) -> None:
+    def _end(self) -> None:
         runtime, worker = self._runtime, self._worker
+        self._ctrl_c.unguard(self._hurry)
+        if runtime._state == "new":  # the start failed before anything ran
+            if worker.ident:
+                worker.bury()
+            return
         mine = runtime._claim_close()
         deadline = self._deadline
-        if deadline is None:
-            deadline = _prims.monotonic() + runtime._shutdown_timeout
+        if deadline is None:  # where the main task never began, there is nobody to wait for
+            deadline = _prims.monotonic() + (runtime._shutdown_timeout if self._main is not None else 0.0)
         try:
-            self._wind_all_down(runner, deadline)
+            self._wind_all_down(deadline)
         finally:
             worker.bury()
             worker.ended._complete(None)
             if mine:
-                runtime._finish_end(runtime.workers)
+                runtime._finish_end((worker, *self._running()))
             else:
                 runtime._wait_closed(deadline)
 
-    def _wind_all_down(self, runner: asyncio.Runner, deadline: float) -> None:
+    def _running(self) -> tuple[Worker, ...]:
+        """The other workers that were started."""
+        return tuple(other for other in self._others if other.thread is not None)
+
+    def _hurry(self) -> None:
+        """Ctrl-C while winding down: the deadline is now. A signal handler."""
+        now = _prims.monotonic()
+        self._runtime._begin_end(self._running(), self._runtime._end_refusal(), now)
+        self._worker.hurry(now)
+
+    def _wind_all_down(self, deadline: float) -> None:
         """Run worker 0's loop while all workers wind down; wait for the others without it if it is beyond use."""
-        runtime = self._runtime
+        runtime, others = self._runtime, self._running()
         refusal = runtime._end_refusal()
         try:
-            runtime._begin_end(self._others, refusal, deadline)
-            _drive(runner, self._wind_down(refusal, deadline))
-        except (KeyboardInterrupt, SystemExit) as exc:  # of a signal, or of a task that was being cancelled
-            for other in self._others:
+            runtime._begin_end(others, refusal, deadline)
+            self._drive(refusal, deadline)
+        except (KeyboardInterrupt, SystemExit):  # of a task that was being cancelled, or of a signal handler
+            for other in others:
                 other.on_fatal = None
-            if isinstance(exc, KeyboardInterrupt):
-                deadline = _prims.monotonic()
-            runtime._begin_end(self._others, refusal, deadline)
-            _drive(runner, self._wind_down(refusal, deadline))
+            runtime._begin_end(others, refusal, deadline)
+            self._drive(refusal, deadline)
             raise
         except Exception as exc:  # whoever called run() hears of it from the main task
             logger.critical("polyloop: %r could not wind down: its event loop raised %r", self._worker, exc)
-            runtime._wait_ended(self._others, deadline)
+            runtime._wait_ended(others, deadline)
+
+    def _drive(self, refusal: BaseException, deadline: float) -> None:
+        step = self._wind_down(refusal, deadline)
+        try:
+            self._worker.loop.run_until_complete(step)
+        finally:
+            step.close()  # a loop beyond use has not begun it
 
     async def _wind_down(self, refusal: BaseException, deadline: float) -> None:
-        worker = self._worker
+        """Worker 0's own end, and then, on its loop, the end of the others."""
+        worker, others = self._worker, self._running()
         await worker.wind_down(refusal, deadline)
-        ended = all_done(other.ended for other in self._others)
-        try:
-            async with asyncio.timeout(max(0.0, deadline + _GRACE - _prims.monotonic())):
-                await ended
-        except TimeoutError:
-            return  # _finish_end names them
-
-
-def _drive(runner: asyncio.Runner, step: Coroutine[Any, Any, None]) -> None:
-    try:
-        runner.run(step)
-    finally:
-        step.close()  # a loop beyond use has not begun it
+        while not all(other.ended.done() for other in others):
+            left = min(deadline, worker.wind_down_by) + GRACE - _prims.monotonic()
+            if left <= 0:
+                return  # _finish_end names them
+            try:
+                async with asyncio.timeout(left):
+                    await all_done(other.ended for other in others)
+            except (TimeoutError, asyncio.CancelledError):
+                continue
