@@ -105,7 +105,8 @@ class Runtime(Life):
         """Start ``fn(*args)`` on one of the loops and return without waiting for it.
 
         Args:
-            on: Where to run it: a placement by name, a ``Worker``, or a policy object; the runtime's by default.
+            on: Where to run it: a placement by name, a ``Worker``, or a policy object. A task whose place was asked for
+                stays there; by default the runtime's placement applies, and an idle worker may steal the task.
             key: Tasks of one key run on the same worker, whichever it is; instead of ``on``.
             name: Label in logs and reports; the qualified name of ``fn`` by default.
             context: The context to run in; a copy of the caller's by default. One thread at a time can be in a context,
