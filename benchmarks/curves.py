@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from functools import partial
 
 import polyloop
 from benchmarks._measure import Report, medians
@@ -72,9 +73,7 @@ def posts(rounds: int) -> Report:
                 counter.done.wait()
         return sent / POSTS * 1e6
 
-    report.figures = medians(
-        {f"{loops} loops": (lambda loops=loops: measure(loops)) for loops in LOOP_COUNTS}, min(rounds, 5)
-    )
+    report.figures = medians({f"{loops} loops": partial(measure, loops) for loops in LOOP_COUNTS}, min(rounds, 5))
     values = list(report.figures.values())
     report.at_most("dearest against cheapest", max(values) / min(values), 1.2)
     return report

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import polyloop
@@ -80,9 +81,9 @@ def run(rounds: int) -> Report:
         theirs, same, ours = f"{name}: asyncio", f"{name}: polyloop.run", f"{name}: polyloop.run and polyloop.TaskGroup"
         figures = medians(
             {
-                theirs: lambda workload=workload: _timed(workload, asyncio, asyncio),
-                same: lambda workload=workload: _timed(workload, polyloop, asyncio),
-                ours: lambda workload=workload: _timed(workload, polyloop, polyloop),
+                theirs: partial(_timed, workload, asyncio, asyncio),
+                same: partial(_timed, workload, polyloop, asyncio),
+                ours: partial(_timed, workload, polyloop, polyloop),
             },
             rounds,
         )

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from benchmarks._measure import Report, medians
 
 ROOT = Path(__file__).parent.parent
