@@ -5,6 +5,8 @@ import math
 import random
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -190,7 +192,7 @@ def test_a_hand_over_that_meets_a_cancellation_goes_to_the_next(left: TestLoop, 
     with pytest.raises(asyncio.CancelledError):
         doomed.result(30)
     following.result(30)
-    assert limiter._borrowers == {"following"}
+    assert list(limiter._entries) == ["following"]
     limiter.release_on_behalf_of("following")
     assert (limiter.borrowed_tokens, waiting(limiter)) == (0, 0)
 
@@ -219,6 +221,85 @@ def test_changing_the_total_serves_or_holds_back(left: TestLoop) -> None:
     for borrower in (2, 3):
         limiter.release_on_behalf_of(borrower)
     assert limiter.available_tokens == math.inf
+
+
+def test_a_waiter_that_is_closed_takes_no_token_with_it() -> None:
+    """Its loop was closed under it, or its task destroyed: a ``GeneratorExit`` is no cancellation."""
+
+    async def main() -> None:
+        limiter = CapacityLimiter(1)
+        limiter.acquire_on_behalf_of_nowait("first")
+        waiter = limiter.acquire_on_behalf_of("second")
+        waiter.send(None)
+        waiter.close()
+        assert (list(limiter._entries), waiting(limiter)) == (["first"], 0)
+        limiter.release_on_behalf_of("first")
+        assert limiter.borrowed_tokens == 0
+
+    asyncio.run(main())
+
+
+def test_borrowers_are_hashed_compared_and_shown_without_the_lock() -> None:
+    """They are the user's: they may use the limiter themselves, or wait for somebody who does."""
+    limiter = CapacityLimiter(5)
+
+    class Borrower:
+        def __hash__(self) -> int:
+            assert not limiter._lock.locked()
+            return 1
+
+        def __eq__(self, other: object) -> bool:
+            assert not limiter._lock.locked()
+            return isinstance(other, Borrower)
+
+        def __repr__(self) -> str:
+            assert not limiter._lock.locked()
+            return "the one"
+
+    limiter.acquire_on_behalf_of_nowait(Borrower())
+    with pytest.raises(RuntimeError, match="the one already holds a token"):
+        limiter.acquire_on_behalf_of_nowait(Borrower())
+    limiter.release_on_behalf_of(Borrower())
+    with pytest.raises(RuntimeError, match="the one holds no token"):
+        limiter.release_on_behalf_of(Borrower())
+    assert limiter.borrowed_tokens == 0
+
+
+@pytest.mark.timeout(20)
+def test_a_finaliser_returns_a_token_wherever_it_interrupts() -> None:
+    """Also the thread that has the limiter's lock: what it returns is taken in when the lock is free."""
+    limiter = CapacityLimiter(2)
+    limiter.acquire_on_behalf_of_nowait("lease")
+    seen: list[int] = []
+
+    class Collecting(deque[Any]):
+        """What the holder of the lock looks at; a finaliser runs in the middle of that."""
+
+        def __bool__(self) -> bool:
+            if limiter._lock.locked() and not seen:
+                seen.append(1)
+                limiter.release_on_behalf_of("lease")
+            return len(self) > 0
+
+    limiter._returned = Collecting()
+    limiter.acquire_on_behalf_of_nowait("other")
+    assert seen == [1]
+    assert (list(limiter._entries), limiter.borrowed_tokens) == (["other"], 1)
+    limiter.release_on_behalf_of("other")
+
+
+def test_a_task_that_borrows_is_not_kept() -> None:
+    """Nobody else may drop the last reference to it: that is for its own loop's thread."""
+
+    async def main() -> None:
+        limiter = CapacityLimiter(1)
+        task = asyncio.create_task(limiter.acquire())
+        await task
+        assert all(isinstance(key, weakref.ref) for key in limiter._entries)
+        limiter.release_on_behalf_of(task)
+        assert limiter.borrowed_tokens == 0
+
+    asyncio.run(main())
 
 
 # The face for threads

@@ -12,6 +12,20 @@ import polyloop
 from polyloop.testing import Gate, TestLoop, TestThread
 
 
+def test_gather_without_a_loop_starts_nothing() -> None:
+    """There is no loop that the future could belong to: the coroutines are closed."""
+    ran: list[int] = []
+
+    async def work() -> None:
+        ran.append(1)
+
+    with polyloop.Runtime(loops=1) as runtime:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            polyloop.gather(work(), work())
+        runtime.run(asyncio.sleep(0))
+    assert not ran
+
+
 @pytest.fixture
 def home() -> Iterator[TestLoop]:
     """The loop on which the task runs."""

@@ -1,16 +1,22 @@
 """``CapacityLimiter``: at most so many at once, over all loops and threads.
 
-``_lock`` guards all fields; it is held for a few statements and never while anybody is woken. Waiters are served in the
-order they came. A token that is handed to a waiter which is cancelled at the same moment goes on to the next: the
-waiter's one-shot ticket decides who comes first, the giver or the canceller.
+Each borrow or wait is an entry. Waiters are served in the order they came. A token that is handed to a waiter which is
+cancelled at the same moment goes on to the next: whether an entry holds a token is decided under ``_lock``.
+
+No code of a user runs under the lock: borrowers are looked up, compared and shown outside of it, by single operations
+of the dictionary of entries. Only the garbage collector or a signal handler can still interrupt a thread that has the
+lock, and may release a token or close a coroutine that waits. So whoever returns anything appends it to ``_returned``
+and *then* tries the lock, without waiting; whoever had it releases it and *then* looks at ``_returned``. In every order
+one of the two sees the entry under the lock.
 """
 
 import asyncio
 import math
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
 from collections.abc import Hashable
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from polyloop._core import _prims
 from polyloop._core._context import runs_a_loop
@@ -19,6 +25,16 @@ from polyloop._core._parking import LoopWaiter, ThreadWaiter, refuse_on_loop_thr
 
 type _Borrower = Hashable
 type _Waiter = LoopWaiter | ThreadWaiter
+
+
+class _Entry:
+    """One borrow, or the wait for it."""
+
+    __slots__ = ("held", "key")
+
+    def __init__(self, key: _Borrower) -> None:
+        self.key = key
+        self.held = False  # whether it has a token; written under the lock
 
 
 class CapacityLimiter:
@@ -32,16 +48,19 @@ class CapacityLimiter:
         TypeError: ``total_tokens`` is another kind of number.
         ValueError: ``total_tokens`` is below 1.
     Thread safety: every method may be called from any loop and any thread. First come, first served.
+        Tokens may be returned from anywhere, finalisers and signal handlers included; borrowing is not for those.
     Cancellation: a cancelled ``acquire`` holds no token.
 
     .. versionadded:: 0.1
     """
 
     def __init__(self, total_tokens: float) -> None:
+        self._entries: dict[_Borrower, _Entry] = {}  # single operations by any thread, never under the lock
+        self._returned: deque[_Entry] = deque()  # appended by any thread, popped under the lock
         self._lock = _prims.Lock()  # guards the fields below
         self._total = _checked(total_tokens)
-        self._borrowers: set[_Borrower] = set()
-        self._waiting: OrderedDict[_Borrower, _Waiter] = OrderedDict()  # in the order they came
+        self._held = 0  # entries that hold a token
+        self._waiting: OrderedDict[_Entry, _Waiter] = OrderedDict()  # in the order they came
 
     def __repr__(self) -> str:
         return f"<CapacityLimiter {self.borrowed_tokens}/{self._total} borrowed, {len(self._waiting)} waiting>"
@@ -58,16 +77,17 @@ class CapacityLimiter:
             self._total = total
             served = self._serve_locked()
         _wake(served)
+        self._settle()
 
     @property
     def borrowed_tokens(self) -> int:
         """How many tokens are borrowed now."""
-        return len(self._borrowers)
+        return self._held
 
     @property
     def available_tokens(self) -> float:
         """How many tokens may be borrowed now; negative after ``total_tokens`` was lowered below the borrowed ones."""
-        return self._total - len(self._borrowers)
+        return self._total - self._held
 
     async def acquire(self) -> None:
         """Borrow a token for the current task, waiting for one if need be.
@@ -79,15 +99,14 @@ class CapacityLimiter:
 
     async def acquire_on_behalf_of(self, borrower: Hashable) -> None:
         """Borrow a token for ``borrower``; any hashable object, which is also what returns it."""
-        with self._lock:
-            if self._take_locked(borrower):
-                return
-            waiter = LoopWaiter()
-            self._waiting[borrower] = waiter
+        entry = self._enter(borrower)
         try:
-            await waiter
-        except asyncio.CancelledError:
-            self._give_up(waiter, borrower)
+            if not self._take(entry):
+                waiter = LoopWaiter()
+                if not self._take(entry, waiter):
+                    await waiter
+        except BaseException:  # cancelled, or closed with its coroutine
+            self._leave(entry)
             raise
 
     def acquire_nowait(self) -> None:
@@ -96,9 +115,10 @@ class CapacityLimiter:
 
     def acquire_on_behalf_of_nowait(self, borrower: Hashable) -> None:
         """Borrow a token for ``borrower``, or raise ``WouldBlock`` if that would have to wait."""
-        with self._lock:
-            if not self._take_locked(borrower):
-                raise WouldBlock(f"all {self._total} tokens are borrowed; use 'await acquire()' to wait for one")
+        entry = self._enter(borrower)
+        if not self._take(entry):
+            self._leave(entry)
+            raise WouldBlock(f"all {self._total} tokens are borrowed; use 'await acquire()' to wait for one")
 
     def release(self) -> None:
         """Return the current task's or thread's token.
@@ -110,12 +130,12 @@ class CapacityLimiter:
 
     def release_on_behalf_of(self, borrower: Hashable) -> None:
         """Return the token of ``borrower``; whoever has waited longest gets it."""
-        with self._lock:
-            if borrower not in self._borrowers:
-                raise RuntimeError(f"{borrower!r} holds no token of {self!r}")
-            self._borrowers.discard(borrower)
-            served = self._serve_locked()
-        _wake(served)
+        key = _key(borrower)
+        entry = self._entries.get(key)
+        if entry is None or not entry.held or self._entries.pop(key, None) is not entry:
+            raise RuntimeError(f"{borrower!r} holds no token of {self!r}")
+        self._returned.append(entry)
+        self._settle()
 
     async def __aenter__(self) -> Self:
         await self.acquire()
@@ -131,38 +151,61 @@ class CapacityLimiter:
         """The same limiter for plain threads, with ``threading``'s signatures."""
         return SyncCapacityLimiter(self)
 
-    def _take_locked(self, borrower: _Borrower) -> bool:
-        if borrower in self._borrowers:
+    def _enter(self, borrower: _Borrower) -> _Entry:
+        """Note that ``borrower`` wants a token."""
+        entry = _Entry(_key(borrower))
+        other = self._entries.setdefault(entry.key, entry)  # atomic: one borrower has one entry
+        if other is entry:
+            return entry
+        if other.held:
             raise RuntimeError(f"{borrower!r} already holds a token of {self!r}; one borrower holds at most one")
-        if borrower in self._waiting:
-            raise RuntimeError(f"{borrower!r} already waits for a token of {self!r}; one borrower waits once")
-        if self._waiting or len(self._borrowers) >= self._total:
-            return False
-        self._borrowers.add(borrower)
-        return True
+        raise RuntimeError(f"{borrower!r} already waits for a token of {self!r}; one borrower waits once")
+
+    def _take(self, entry: _Entry, waiter: _Waiter | None = None) -> bool:
+        """Take a token, else queue the ``waiter`` if there is one; whether there was a token."""
+        with self._lock:
+            served = self._serve_locked()
+            if not self._waiting and self._held < self._total:
+                self._held += 1
+                entry.held = True
+            elif waiter is not None:
+                self._waiting[entry] = waiter
+            taken = entry.held
+        _wake(served)
+        self._settle()
+        return taken
+
+    def _leave(self, entry: _Entry) -> None:
+        """Want no token any more; if one was handed over at this moment, it goes to the next. Waits for nothing."""
+        self._entries.pop(entry.key, None)
+        self._returned.append(entry)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Take in what was returned, unless somebody has the lock, who does so next. See the module's theory."""
+        while self._returned and self._lock.acquire(blocking=False):
+            try:
+                served = self._serve_locked()
+            finally:
+                self._lock.release()
+            _wake(served)
 
     def _serve_locked(self) -> list[_Waiter]:
-        """Hand free tokens to those who wait; the caller wakes them after it has released the lock."""
+        """Take in what was returned and hand free tokens on; the caller wakes who got one, without the lock."""
+        while self._returned:
+            entry = self._returned.popleft()
+            if entry.held:
+                entry.held = False
+                self._held -= 1
+            else:
+                self._waiting.pop(entry, None)
         served: list[_Waiter] = []
-        while self._waiting and len(self._borrowers) < self._total:
-            borrower, waiter = self._waiting.popitem(last=False)
-            if waiter.claim():  # else it has given up, and is leaving
-                self._borrowers.add(borrower)
-                served.append(waiter)
+        while self._waiting and self._held < self._total:
+            entry, waiter = self._waiting.popitem(last=False)
+            entry.held = True
+            self._held += 1
+            served.append(waiter)
         return served
-
-    def _give_up(self, waiter: _Waiter, borrower: _Borrower) -> None:
-        """Leave the queue; if a token was handed over at this moment, pass it on."""
-        if waiter.claim():
-            self._forget(waiter, borrower)
-        else:
-            self.release_on_behalf_of(borrower)
-
-    def _forget(self, waiter: _Waiter, borrower: _Borrower) -> None:
-        """Take a waiter that has claimed itself out of the queue, unless a giver has, which then took the next."""
-        with self._lock:
-            if self._waiting.get(borrower) is waiter:
-                del self._waiting[borrower]
 
 
 class SyncCapacityLimiter:
@@ -191,24 +234,22 @@ class SyncCapacityLimiter:
             ValueError: a ``timeout`` below 0 that is not -1, or one beside ``blocking=False``.
         """
         patience = _checked_timeout(blocking, timeout)
-        limiter, me = self._limiter, _me()
-        with limiter._lock:
-            if limiter._take_locked(me):
-                return True
-            if not blocking:
-                return False
-            refuse_on_loop_thread("CapacityLimiter.sync.acquire()", "await limiter.acquire()")
-            waiter = ThreadWaiter()
-            limiter._waiting[me] = waiter
+        limiter = self._limiter
+        entry = limiter._enter(_me())
         try:
-            woken = waiter.park(patience)
-        except BaseException:  # KeyboardInterrupt on the main thread
-            limiter._give_up(waiter, me)
+            if limiter._take(entry) or (blocking and self._wait(entry, patience)):
+                return True
+        except BaseException:  # the refusal, or KeyboardInterrupt on the main thread
+            limiter._leave(entry)
             raise
-        if woken or not waiter.claim():
-            return True  # a token handed over at the very end of the wait is ours
-        limiter._forget(waiter, me)
+        limiter._leave(entry)
         return False
+
+    def _wait(self, entry: _Entry, patience: float | None) -> bool:
+        refuse_on_loop_thread("CapacityLimiter.sync.acquire()", "await limiter.acquire()")
+        waiter = ThreadWaiter()
+        # A token handed over at the very end of the wait is ours.
+        return self._limiter._take(entry, waiter) or waiter.park(patience) or entry.held
 
     def release(self) -> None:
         """Return the calling thread's token."""
@@ -255,6 +296,11 @@ def _me() -> _Borrower:
     if task is None:
         raise RuntimeError("a callback of a loop is no borrower of its own; use the methods '..._on_behalf_of'")
     return task
+
+
+def _key(borrower: _Borrower) -> _Borrower:
+    """What stands for ``borrower`` in the limiter: a task is dropped by its own loop's thread, so it is not kept."""
+    return weakref.ref(cast("object", borrower)) if isinstance(borrower, asyncio.Future) else borrower
 
 
 def _wake(served: list[_Waiter]) -> None:

@@ -27,6 +27,7 @@ def gather(*aws: Awaitable[Any], return_exceptions: bool = False) -> "asyncio.Fu
     Returns:
         A future of this loop: the list of results, in the order of ``aws``.
     Raises:
+        RuntimeError: no loop runs on this thread; nothing was started, and the coroutines were closed.
         BaseException: what the first to fail raised; the others run on.
     Cancellation: cancels all that are not done.
     Thread safety: call it on a thread that runs a loop.
@@ -36,11 +37,12 @@ def gather(*aws: Awaitable[Any], return_exceptions: bool = False) -> "asyncio.Fu
     runtime = running_runtime()
     futures: dict[int, Awaitable[Any]] = {}  # one for each awaitable, however often it is given
     try:
+        asyncio.get_running_loop()  # before anything is started: the future that is returned belongs to it
         for aw in aws:
             if id(aw) not in futures:
                 started = runtime.submit(aw) if runtime is not None and asyncio.iscoroutine(aw) else aw
                 futures[id(aw)] = _future_of(started)
-    except BaseException:  # the runtime was closed meanwhile, and has closed the coroutine that it refused
+    except BaseException:  # no loop; or a runtime that was closed meanwhile, which has closed what it refused
         for aw in aws:
             if id(aw) not in futures and asyncio.iscoroutine(aw):
                 aw.close()
