@@ -176,6 +176,44 @@ def test_start_soon_does_not_call_for_a_group_that_is_not_open() -> None:
     assert called == ["called"]
 
 
+@pytest.mark.parametrize("loops", [0, 1, 2])
+def test_a_choice_that_makes_no_sense_is_refused_with_and_without_a_runtime(loops: int) -> None:
+    """Else a program would find out on the day it gets one; the coroutine is closed."""
+    with polyloop.Runtime(loops=1, name="other") as other:
+        stranger = other.workers[0]
+
+    async def main() -> None:
+        async with polyloop.TaskGroup() as tg:
+            choices: list[dict[str, Any]] = [{"on": "nonsense"}, {"on": "here", "key": 1}, {"on": stranger}]
+            for wrong in choices:
+                with pytest.raises(ValueError, match=r"nonsense|give one|worker|runtime"):
+                    tg.create_task(thread_of_mine(), **wrong)
+            with pytest.raises(TypeError, match="leave out eager_start"):
+                tg.create_task(thread_of_mine(), eager_start=True)
+            tg.create_task(thread_of_mine(), eager_start=False)
+
+    if loops:
+        polyloop.run(main(), loops=loops)
+    else:
+        asyncio.run(main())
+
+
+def test_start_soon_takes_a_context(runtime: polyloop.Runtime) -> None:
+    """As ``create_task`` does."""
+    variable = contextvars.ContextVar[int]("variable")
+    context = contextvars.copy_context()
+
+    async def child() -> None:
+        variable.set(1)
+
+    async def main() -> None:
+        async with polyloop.TaskGroup() as tg:
+            tg.start_soon(child, context=context)
+
+    runtime.run(main())
+    assert context[variable] == 1
+
+
 # cancel()
 
 

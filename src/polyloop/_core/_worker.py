@@ -15,6 +15,7 @@ import contextlib
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import repeat, starmap
 from typing import Any
 
 from polyloop._core import _prims
@@ -84,16 +85,17 @@ class Worker(Port):
         self.wind_down_by = 0.0
         self._cancelled: set[asyncio.Task[Any]] = set()  # by the wind-down; the loop's thread drops them in bury()
         self._next_victim = 0
+        self._thread_name = ""  # set when the loop is taken over, for a thread that is not ours
 
     @property
     def thread_name(self) -> str:
         """Name of the thread that runs the loop: the caller's own for the first worker of ``polyloop.run``."""
-        return "MainThread" if self.thread is None else self.thread.name
+        return self._thread_name if self.thread is None else self.thread.name
 
     @property
     def load(self) -> int:
         """Tasks that run or wait here. Any thread; a snapshot."""
-        return len(self.live) + len(self.unstarted)
+        return len(self.live) + len(self.unstarted) + len(self.pinned)
 
     @property
     def alive(self) -> bool:
@@ -156,17 +158,18 @@ class Worker(Port):
         return False
 
     def _take_from(self, victim: "Worker") -> int:
-        taken = 0
-        for _ in range(steal_count(len(victim.unstarted))):
-            try:
-                handle = victim.unstarted.popleft()
-            except IndexError:
-                break
-            handle._port = self
-            self.unstarted.append(handle)
-            taken += 1
-        self.stolen += taken
-        return taken
+        # A KeyboardInterrupt comes between two calls, so each way of the tasks is one call, and they are always known.
+        taken: deque[TaskHandle[Any]] = deque()
+        mine = self.unstarted
+        try:
+            with contextlib.suppress(IndexError):
+                taken.extend(starmap(victim.unstarted.popleft, repeat((), steal_count(len(victim.unstarted)))))
+            for handle in taken:
+                handle._port = self
+        finally:
+            mine += taken
+        self.stolen += len(taken)
+        return len(taken)
 
     # A foreign loop has no selector of ours: posts reach it by one call_soon_threadsafe a batch
 
@@ -202,6 +205,7 @@ class Worker(Port):
                     f"loop_factory must return a new event loop, got {loop!r} twice from {self._loop_factory!r}"
                 )
             self.bind(loop)
+        self._thread_name = _prims.current_thread().name
         if self._debug is not None:
             loop.set_debug(self._debug)
         if self.selector is None:

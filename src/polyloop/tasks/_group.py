@@ -20,8 +20,11 @@ from typing import Any, Self
 from polyloop._core._context import here
 from polyloop._core._handle import TaskHandle
 from polyloop._core._port import Port, current_port
+from polyloop._core._worker import Worker
 from polyloop.runtime._current import running_runtime
-from polyloop.runtime._runtime import On, Runtime
+from polyloop.runtime._placement import policy_for
+from polyloop.runtime._routing import On
+from polyloop.runtime._runtime import Runtime
 
 
 class TaskGroup:
@@ -83,6 +86,7 @@ class TaskGroup:
         context: contextvars.Context | None = None,
         on: On | None = None,
         key: Hashable | None = None,
+        eager_start: bool | None = None,
     ) -> TaskHandle[T]:
         """Start a child and return its handle; ``asyncio.TaskGroup.create_task`` with a choice of the loop.
 
@@ -91,9 +95,13 @@ class TaskGroup:
             context: The context to run in; a copy of the caller's by default. One thread at a time can be in a context,
                 so a child that is given one stays on the caller's loop, unless ``on`` or ``key`` say otherwise.
             on: Where to run it, as in ``Runtime.spawn``; ``"here"`` keeps it on the caller's loop.
-            key: Tasks of one key run on the same worker; instead of ``on``.
+            key: Tasks of one key run on the same worker; instead of ``on``. Without a runtime there is one loop to
+                choose from; what makes no sense is refused all the same.
+            eager_start: Accepted as asyncio's, but not ``True``: the caller cannot run the first step of a task of
+                another loop. (A child on another loop takes it as soon as that loop has it.)
         Raises:
-            TypeError: ``coro`` is not a coroutine.
+            TypeError: ``coro`` is not a coroutine, or ``eager_start`` is true; ``coro`` was closed.
+            ValueError: ``on`` or ``key`` make no sense; ``coro`` was closed.
             RuntimeError: the group was not entered, is being cancelled, or has finished; ``coro`` was closed.
             RuntimeClosedError: the runtime is closing.
         Cancellation: waits for nothing.
@@ -102,6 +110,9 @@ class TaskGroup:
         kind = type(coro)
         if kind is not CoroutineType and not asyncio.iscoroutine(coro):
             raise TypeError(f"a coroutine was expected, got {coro!r}")
+        if eager_start:
+            coro.close()
+            raise TypeError("a child may run on another loop, where its creator cannot step it: leave out eager_start")
         port = here.port
         if port is not self._direct or on is not None or key is not None or port is None:
             return self._create(coro, name, context, on, key)
@@ -153,6 +164,7 @@ class TaskGroup:
         fn: Callable[[*Ts], Coroutine[Any, Any, object]],
         *args: *Ts,
         name: str | None = None,
+        context: contextvars.Context | None = None,
         on: On | None = None,
         key: Hashable | None = None,
     ) -> None:
@@ -165,7 +177,7 @@ class TaskGroup:
         closed = self._why_closed()
         if closed is not None:
             raise RuntimeError(f"TaskGroup {self!r} {closed}")
-        self.create_task(fn(*args), name=name, on=on, key=key)
+        self.create_task(fn(*args), name=name, context=context, on=on, key=key)
 
     def cancel(self) -> None:
         """Cancel the children and the block; the group is then left without an exception.
@@ -194,7 +206,13 @@ class TaskGroup:
     def _place(self, handle: TaskHandle[Any], on: On | None, key: Hashable | None) -> None:
         if self._runtime is not None:
             self._runtime.place(handle, on, key)
-        elif self._home.is_current():
+            return
+        try:
+            _check_choice(on, key)
+        except BaseException:
+            handle._drop()
+            raise
+        if self._home.is_current():
             handle._start_here(self._home)
         else:
             handle._context = handle._context or contextvars.copy_context()
@@ -359,6 +377,17 @@ class TaskGroup:
         """Cancel a child that was added around the abort, unless the abort has: a task counts its cancellations."""
         if self._aborted is None or child not in self._aborted:
             child.cancel()
+
+
+def _check_choice(on: On | None, key: Hashable | None) -> None:
+    """Refuse without a runtime what one would refuse."""
+    if on is None:
+        return
+    if key is not None:
+        raise ValueError(f"both on={on!r} and key={key!r} say where to run; give one")
+    if isinstance(on, Worker):
+        raise ValueError(f"{on!r} cannot be chosen: this group was entered where no runtime is open")
+    policy_for(on)
 
 
 def _is_base_error(exc: BaseException) -> bool:
