@@ -6,9 +6,9 @@ what holds after ``explore`` holds for all interleavings of those operations, un
 and that all threads see them in one order. For the containers, that is what CPython promises: their methods are
 critical sections.
 
-The shared state of a scenario is built from ``Deque``, ``List`` and ``Lock`` of this module and from classes made by
-``stepped``, all of which stop before each access. A thread that can do nothing until something happens says so with
-``wait_until``; when all are in that state, and one has not finished, something was lost.
+The shared state of a scenario is built from ``Deque``, ``List``, ``Dict`` and ``Lock`` of this module and from classes
+made by ``stepped``, all of which stop before each access. A thread that can do nothing until something happens says so
+with ``wait_until``; when all are in that state, and one has not finished, something was lost.
 
 The idea is that of tokio's ``loom`` and of CHESS (Musuvathi and Qadeer, 2007), whose bound on the number of preemptions
 is the way to explore scenarios that are too long to be explored in full.
@@ -303,6 +303,32 @@ class List[T](list[T]):
     def __delitem__(self, key: Any, /) -> None:
         self._run.step(f"del {self._name}[{key}]")
         super().__delitem__(key)
+
+
+class Dict[K, V](dict[K, V]):
+    """A dict that stops before each operation."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        super().__init__()
+        self._run = run
+        self._name = name
+
+    def __setitem__(self, key: K, value: V, /) -> None:
+        self._run.step(f"{self._name}[{key}] = {value}")
+        super().__setitem__(key, value)
+
+    def pop(self, key: K, default: Any = None, /) -> Any:
+        self._run.step(f"{self._name}.pop({key})")
+        popped: Any = super().pop(key, default)
+        return popped
+
+    def copy(self) -> dict[K, V]:
+        self._run.step(f"{self._name}.copy")
+        return super().copy()
+
+    def __len__(self) -> int:
+        self._run.step(f"len({self._name})")
+        return super().__len__()
 
 
 class Lock:

@@ -48,7 +48,7 @@ def test_a_wait_that_times_out_leaves_nothing_behind() -> None:
     completion = Completion[int]()
     with pytest.raises(TimeoutError, match=r"was not done after 0\.01 s"):
         completion._block(0.01, "")
-    assert completion._waiters == []
+    assert not completion._waiters
     completion._complete(1)
     assert block_on(completion) == 1
 
@@ -81,7 +81,7 @@ def test_a_cancelled_wait_leaves_nothing_behind(left: TestLoop) -> None:
     handle.cancel()
     with pytest.raises(asyncio.CancelledError):
         handle.result()
-    assert completion._waiters == []
+    assert not completion._waiters
     completion._complete(1)
     assert left.run(wait_for, completion) == 1
 
@@ -104,7 +104,7 @@ def test_blocking_is_refused_on_a_loop(left: TestLoop) -> None:
     completion = Completion[int]()
     with pytest.raises(BlockingCallError):
         left.run(block_on, completion)
-    assert completion._waiters == []
+    assert not completion._waiters
 
 
 def failing() -> ValueError:

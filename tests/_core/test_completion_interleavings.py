@@ -6,7 +6,7 @@ with it.
 """
 
 import pytest
-from tests.explorer import List, Run, explore, stepped
+from tests.explorer import Dict, List, Run, explore, stepped
 
 from polyloop._core._completion import AllDone, Completion
 
@@ -14,7 +14,7 @@ from polyloop._core._completion import AllDone, Completion
 def stepped_completion(run: Run, name: str = "waiters") -> Completion[int]:
     """A completion whose every access to shared state is a step."""
     made: Completion[int] = stepped(Completion, "_done")()
-    made._waiters = List(run, name)
+    made._waiters = Dict(run, name)
     made.__dict__["stepped__done"] = False
     made.run = run  # type: ignore[attr-defined]
     return made
@@ -104,7 +104,7 @@ def test_the_two_orders_are_both_needed() -> None:
             if completion._done:
                 counter()
             else:
-                completion._waiters.append(counter)
+                completion._waiters[counter] = True
 
         run.thread(lambda: completion._complete(7))
         run.thread(add_the_wrong_way)

@@ -112,11 +112,19 @@ def test_a_copy_has_all_that_a_reader_sees(exc: BaseException) -> None:
 
 
 def test_a_group_is_copied_with_its_members() -> None:
-    """The members are the same objects: they are looked at, not raised."""
-    group = ExceptionGroup("several", [ValueError(1), KeyError(2)])
+    """Each member, at every depth, is an object of its own: ``except*`` raises them."""
+    inner = ExceptionGroup("inner", [KeyError(2)])
+    group = ExceptionGroup("several", [ValueError(1), inner])
+    caught(inner)
     twin = copy_exception(group)
     assert twin is not group
-    assert twin.exceptions == group.exceptions
+    assert repr(twin) == repr(group)
+    first, second = twin.exceptions
+    assert isinstance(second, ExceptionGroup)
+    assert first is not group.exceptions[0]
+    assert second is not inner
+    assert second.exceptions[0] is not inner.exceptions[0]
+    assert second.__traceback__ is inner.__traceback__
 
 
 def test_the_constructors_of_users_are_not_run() -> None:

@@ -8,13 +8,14 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import pytest
 from tests._core.models import stepped_mailbox
-from tests.explorer import Deque, Lock, Run, explore, stepped
+from tests.explorer import Deque, Run, explore, stepped
 
-from polyloop._core import _handle, _prims
+from polyloop._core import _prims, _task
 from polyloop._core._context import here
 from polyloop._core._handle import TaskHandle
 from polyloop._core._port import NOWHERE, Port
@@ -61,6 +62,18 @@ async def work() -> None:
     """Never runs."""
 
 
+def set_once(run: Run, owner: Any, name: str, value: deque[Any]) -> Any:
+    """A step of its own, as the real one is atomic; the list is one whose operations are steps."""
+    stepped_list = Deque[Any](run, name)
+    deque.extend(stepped_list, value)
+    run.step(f"{name} set once")
+    found = owner.__dict__["stepped_" + name]
+    if found is None:
+        owner.__dict__["stepped_" + name] = found = stepped_list
+        return value  # the very object: it was set
+    return found
+
+
 class Scene:
     """A handle in a queue, ports that may start it, and cancellers."""
 
@@ -69,7 +82,7 @@ class Scene:
         self.ports = [FakePort(run, f"port {number}") for number in range(ports)]
         self.queue = Deque[TaskHandle[None]](run, "queue")
         handle: Any = stepped(TaskHandle, "_port", "_task", "_cancels")(work())
-        handle.__dict__["stepped__cancels"] = ()
+        handle.__dict__["stepped__cancels"] = None
         handle._port = self.ports[0] if placed else NOWHERE
         handle.run = run
         self.handle: TaskHandle[None] = handle
@@ -128,10 +141,9 @@ class Scene:
         (1, True, ["a"], 3),
         (1, True, ["a", "b"], 2),
         (2, True, ["a"], 2),
-        pytest.param(1, True, ["a"], None, marks=pytest.mark.stress),
-        pytest.param(2, False, ["a"], 4, marks=pytest.mark.stress),
-        pytest.param(2, True, ["a"], 4, marks=pytest.mark.stress),
-        pytest.param(2, True, ["a", "b"], 3, marks=pytest.mark.stress),
+        pytest.param(1, True, ["a"], 5, marks=pytest.mark.stress),
+        pytest.param(2, False, ["a"], 3, marks=pytest.mark.stress),
+        pytest.param(2, True, ["a", "b"], 2, marks=pytest.mark.stress),
     ],
 )
 def test_every_request_is_delivered_once(
@@ -140,7 +152,7 @@ def test_every_request_is_delivered_once(
     """Cancelling races the start, the placing before it, and with two ports the theft: the second is a thief."""
 
     def scenario(run: Run) -> None:
-        monkeypatch.setattr(_handle, "_cancel_lock", Lock(run))
+        monkeypatch.setattr(_task, "set_once", partial(set_once, run))
         scene = Scene(run, ports, placed)
         for port in scene.ports:
             run.thread(lambda port=port: scene.serve(port))  # type: ignore[misc]

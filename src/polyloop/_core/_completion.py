@@ -1,10 +1,12 @@
 """A one-shot result that any loop and any thread may wait for.
 
-Theory. The completing thread stores the outcome, sets ``_done`` and then appends a mark to the list of waiters; a
-waiter appends itself and then reads ``_done``. All appends to one list are ordered by that list's own lock, so: a
-waiter that appended before the mark is seen by the completing thread, which wakes all that came before; one that
-appended after it sees ``_done`` and wakes itself. Every waiter is popped, and so woken, by exactly one thread. It
-relies on ``list.append`` and ``list.pop`` being critical sections. Stress: ``tests/_core/test_completion_stress.py``.
+Theory. The waiters are the keys of a dict: an ordered set that forgets one of many in constant time. The completing
+thread stores the outcome, sets ``_done``, and then *looks* at the dict, by a ``pop`` that finds nothing; a waiter
+enters itself and then reads ``_done``. All that is done to one dict is ordered by that dict's own lock, so: a waiter
+that entered before the look is seen by the completing thread, which wakes all that came before, in their order; one
+that entered after it sees ``_done`` and wakes itself. A waiter is woken by whoever removes it, which is exactly one. It
+relies on setting and popping a key of a dict, and copying it, being critical sections (a ``pop`` is one for an empty
+dict too: CPython 3.13, ``dictobject.c``). Stress: ``tests/_core/test_completion_stress.py``.
 """
 
 import asyncio
@@ -24,8 +26,17 @@ from polyloop._core._port import Port, current_port, logger
 type Wake = Callable[[], object]
 
 
-def MARK() -> None:  # noqa: N802 - a constant that happens to be callable, like every waiter
-    """Ends the list of waiters of a completion that is done. Nobody waits here."""
+def LOOK() -> None:  # noqa: N802 - a constant that happens to be callable, like every waiter
+    """No waiter is this one: to pop it is to look at the waiters, in a critical section of their dict."""
+
+
+def set_once[V](owner: object, name: str, value: V) -> V:
+    """Set an attribute of one instance unless it is set, and return what it is then: atomic, the first thread wins."""
+    return cast("V", owner.__dict__.setdefault(name, value))
+
+
+def _reraise(exc: BaseException) -> None:
+    raise exc
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:
@@ -44,7 +55,7 @@ class Completion[T]:
     _cancelled = False
 
     def __init__(self) -> None:
-        self._waiters: list[Wake] = []  # appended and popped by any thread
+        self._waiters: dict[Wake, object] = {}  # with values that are true; entered and popped by any thread
 
     def _complete(self, result: T | None, exception: BaseException | None = None) -> None:
         """Publish the outcome; the caller makes sure that it happens once."""
@@ -59,34 +70,46 @@ class Completion[T]:
         """Announce the outcome that was stored."""
         self._done = True  # after the outcome: whoever reads True reads the outcome
         waiters = self._waiters
-        waiters.append(MARK)
-        if len(waiters) > 1:  # somebody came before the mark
+        waiters.pop(LOOK, None)
+        if waiters:  # somebody came before the look
             self._wake_all()
 
     def _add_waiter(self, wake: Wake) -> None:
-        """Call ``wake`` once when done, at once if it is done already."""
-        self._waiters.append(wake)
-        if self._done:
-            self._wake_all()
-
-    def _drop_waiter(self, wake: Wake) -> None:
-        """Forget a waiter that gave up; one that is being woken at this moment is gone already."""
-        with contextlib.suppress(ValueError):
-            self._waiters.remove(wake)
-
-    def _wake_all(self) -> None:
-        waiters = self._waiters
-        for _ in range(len(waiters)):  # those who come later find it done, and wake themselves
-            try:
-                wake = waiters.pop(0)
-            except IndexError:  # another thread is waking them too
-                return
+        """Call ``wake``, which waits nowhere else here, once when done; at once if it is done already."""
+        self._waiters[wake] = True
+        if self._done and self._waiters.pop(wake, False):
             wake()
 
+    def _add_callback(self, callback: "SameCallback") -> None:
+        """``_add_waiter`` for one whose function may have been added before."""
+        while self._waiters.setdefault(callback, callback) is not callback:
+            callback.number += 1
+        if self._done and self._waiters.pop(callback, False):
+            callback()
+
+    def _drop_waiter(self, wake: Wake) -> bool:
+        """Forget a waiter that gave up; ``False`` if it is being woken at this moment, or was."""
+        return bool(self._waiters.pop(wake, False))
+
+    def _wake_all(self) -> None:
+        """Wake those who came before the look; those who come later find it done, and wake themselves."""
+        waiters = self._waiters
+        try:
+            for wake in waiters.copy():
+                if waiters.pop(wake, False):  # atomic: whoever removes a waiter wakes it
+                    wake()
+        except BaseException:  # of a signal handler that came in between: the others are owed their wake
+            self._wake_all()
+            raise
+
     def _outcome(self) -> T:
-        if self._exception is not None:
-            raise self._exception_for_me() or self._exception
-        return cast("T", self._result)
+        exc = self._exception
+        if exc is None:
+            return cast("T", self._result)
+        try:
+            raise self._exception_for_me() or exc
+        finally:
+            del self, exc  # the traceback holds this frame: no cycle through it
 
     def _exception_for_me(self) -> BaseException | None:
         """The exception object itself for the first thread that asks, an equal copy for every other.
@@ -100,7 +123,7 @@ class Completion[T]:
             return None
         self._mark_retrieved()
         me = _prims.get_ident()
-        owner = self.__dict__.setdefault("_raiser", me)  # atomic: the first thread to look stays the owner
+        owner = set_once(self, "_raiser", me)  # the first thread to look stays the owner
         return exc if owner == me else copy_exception(self._spare or exc)
 
     def _mark_retrieved(self) -> None:
@@ -115,9 +138,12 @@ class Completion[T]:
         return self._done and self._cancelled
 
     def __await__(self) -> Generator[Any, None, T]:
-        while not self._done:
-            yield from self._wait()
-        return self._outcome()
+        try:
+            while not self._done:
+                yield from self._wait()
+            return self._outcome()
+        finally:
+            del self  # as in _outcome
 
     def _wait(self) -> Generator[Any]:
         """Park the calling coroutine once."""
@@ -126,9 +152,9 @@ class Completion[T]:
             port = current_port()
         future = asyncio.Future[None](loop=port.loop)
         wake = partial(port.post, partial(_resolve, future))
-        self._waiters.append(wake)
-        if self._done:
-            self._wake_all()
+        self._waiters[wake] = True
+        if self._done and self._waiters.pop(wake, False):
+            return
         try:
             yield from future
         except BaseException:
@@ -157,13 +183,35 @@ class Completion[T]:
             raise TimeoutError(f"{self!r} was not done after {timeout} s")
 
 
-class Callback[H]:
+class SameCallback:
+    """Finds a callback among the waiters: the one of its number of those with an equal function."""
+
+    __slots__ = ("fn", "number")
+
+    def __init__(self, fn: Callable[..., object], number: int = 0) -> None:
+        self.fn = fn
+        self.number = number
+
+    def __hash__(self) -> int:
+        try:
+            return hash((self.fn, self.number))
+        except TypeError:  # an unhashable function
+            return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SameCallback) and other.number == self.number and bool(other.fn == self.fn)
+
+    def __call__(self) -> None:
+        raise NotImplementedError
+
+
+class Callback[H](SameCallback):
     """A waiter that calls ``fn(handle)``: on the loop it was added from, else where the handle completes."""
 
-    __slots__ = ("_context", "_handle", "_port", "fn")
+    __slots__ = ("_context", "_handle", "_port")
 
     def __init__(self, fn: Callable[[H], object], handle: H, context: contextvars.Context | None) -> None:
-        self.fn = fn
+        super().__init__(fn)
         self._handle = handle
         self._context = contextvars.copy_context() if context is None else context
         self._port: Port | None = current_port() if runs_a_loop() else None
@@ -185,8 +233,12 @@ class Callback[H]:
     def _call(self) -> None:
         try:
             self._context.run(self.fn, self._handle)
-        except Exception:
-            logger.exception("polyloop: a done callback of %r raised", self._handle)
+        except BaseException as exc:  # the CancelledError of handle.result() too: others wait for their wake
+            port = here.port
+            if isinstance(exc, (SystemExit, KeyboardInterrupt)) and port is not None:
+                port.post(_reraise, exc)  # leaves the loop of this thread, as from a callback of asyncio
+            else:
+                logger.exception("polyloop: a done callback of %r raised", self._handle)
 
 
 class AllDone:
@@ -205,7 +257,7 @@ class AllDone:
 
 def all_done(completions: Iterable[Completion[Any]]) -> Completion[None]:
     """A completion that is done when all of ``completions`` are, however they end."""
-    several = list(completions)
+    several = dict.fromkeys(completions)
     target = Completion[None]()
     if not several:
         target._complete(None)

@@ -39,12 +39,15 @@ def copy_exception[E: BaseException](exc: E) -> E:
     """An equal exception with the same traceback, cause and notes; ``exc`` itself where it cannot be copied.
 
     The parts of it that the interpreter knows are copied by the builtin class under it, and its attributes one by one.
-    No constructor of a user runs: it may want other arguments than it handed on, or do more than construct.
+    No constructor of a user runs: it may want other arguments than it handed on, or do more than construct. The members
+    of a group are copied too: ``except*`` raises them.
     """
     kind = type(exc)
     builtin: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
     try:
         _, args, *state = builtin.__reduce__(exc)
+        if issubclass(kind, BaseExceptionGroup):
+            args = (args[0], [copy_exception(member) for member in args[1]])
         twin: E = builtin.__new__(kind, *args)
         builtin.__init__(twin, *args)
         for attributes in (*state, _slots(exc)):

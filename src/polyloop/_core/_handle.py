@@ -1,52 +1,29 @@
 """The handle of a task: what ``spawn`` and ``create_task`` return.
 
-The task itself (``asyncio.Task``) is created, run, finished and dropped on one loop's thread; nobody else touches it
-(invariant 1 of docs/design.md). The handle is what everybody else holds.
-
-States, and who may change them::
-
-    unstarted --_start--> running --_finish--> done
-        |                     |                 ^
-        +--- _refuse ---------+--- _fail -------+
-
-An unstarted handle is in exactly one queue, and whoever pops it there is the only one who may start it, put it into
-another worker's queue, or refuse it. A running one is in ``port.live``, and whoever removes it there completes it:
-``_finish`` on its own thread, or the one who finds its loop dead. So every handle is completed, once.
-
-Cancellation before the start. The canceller counts its request and *then* reads ``_port``; a starter sets ``_port`` and
-``_task`` and *then* looks at the count. So the starter sees the request, or the canceller posts to the port where the
-task runs. Requests are taken under a lock, each exactly once, as ``Task.cancelling`` counts them.
+The task stays on the loop that owns it (``_task.py``); the handle is what everybody else holds. This file is the side
+that users see: they read it, wait for it and cancel it, from any thread.
 """
 
 import asyncio
-import contextlib
 import contextvars
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-from polyloop._core import _prims
-from polyloop._core._completion import MARK, Callback, Completion
-from polyloop._core._context import here
-from polyloop._core._port import NOWHERE, Port, logger
-
-
-class Group(Protocol):
-    """What a handle tells of its end, besides its waiters."""
-
-    def _child_ended(self, handle: "TaskHandle[Any]", /) -> None:
-        """``handle`` is done. Called once, on the thread that completed it; must not block or raise."""
-        ...
+from polyloop._core._completion import Callback, SameCallback
+from polyloop._core._port import Port
+from polyloop._core._task import OwnedTask
 
 
-#: Guards ``_cancels`` of every handle: cancelling is rare, and the lock is held for two statements.
-_cancel_lock = _prims.Lock()
-
-
-class TaskHandle[T](Completion[T]):
+class TaskHandle[T](OwnedTask[T]):
     """A task on some loop, awaitable on any loop and readable on any thread.
 
     Awaiting it gives the result or raises what the task raised; several waiters may do so at once. A cancelled awaiter
     cancels the task, as with ``asyncio.Task``, unless it waits through ``asyncio.shield``.
+
+    What ``asyncio.Task`` has and a handle has not belongs to the thread that runs the task. ``cancelling`` and
+    ``uncancel``: the count is for the task itself and for what it is built of (``asyncio.timeout``, ``TaskGroup``);
+    inside the task ``asyncio.current_task()`` has them. ``get_stack`` and ``print_stack``: the frames of a task that
+    runs on another thread cannot be read.
 
     Thread safety: every method may be called from any thread. ``result`` and ``exception`` block a plain thread and
     refuse to block one that runs a loop.
@@ -54,46 +31,31 @@ class TaskHandle[T](Completion[T]):
     .. versionadded:: 0.1
     """
 
-    _port: Port = NOWHERE  # set by whoever places it; final from _start on
     # Future-like, as asyncio.isfuture defines it: wait_for, shield, gather and the like take the handle as it is,
     # instead of a task of their own around it. They look at the second one too.
     _asyncio_future_blocking = False
     _cancel_message: Any = None
-
-    _task: "asyncio.Task[T] | None" = None  # owner thread only: others must not even hold a reference
-    _name: str | None = None
-    _context: contextvars.Context | None = None
-    _shares_context = False  # the context was given by the user: another thread may be in it at any time
-    _group: "Group | None" = None  # set before start
-    _cancels: tuple[Any, ...] = ()  # messages of requests not yet delivered; guarded by _cancel_lock
-    _watched = False  # somebody on the owner's loop awaits the task itself and will see its exception
-    _unseen: "_UnseenError | None" = None
-
-    def __init__(
-        self, coro: Coroutine[Any, Any, T], name: str | None = None, context: contextvars.Context | None = None
-    ) -> None:
-        # Not super().__init__(): a handle is made for every task, and the call is a tenth of its price.
-        self._waiters = []
-        self._coro = coro
-        if name is not None:
-            self._name = name
-        if context is not None:
-            self._context = context
-            self._shares_context = True
+    _source_traceback = None  # asyncio.shield looks at it, as at _loop
 
     # For everybody
-
-    @property
-    def name(self) -> str:
-        """Label of the task: the name given at creation, else the qualified name of its function."""
-        name = self._name
-        if name is None:
-            name = self._name = str(getattr(self._coro, "__qualname__", "task"))
-        return name
 
     def get_name(self) -> str:
         """The same as ``name``, for code written against ``asyncio.Task``."""
         return self.name
+
+    def set_name(self, value: object) -> None:
+        """Change the name. Any thread; asyncio's own messages show it a moment later."""
+        self._name = str(value)
+        self._port.post(self._rename)  # the port is read after the name is set, as in cancel
+
+    def get_coro(self) -> Coroutine[Any, Any, T]:
+        """The coroutine that the task runs: to be looked at, not touched."""
+        return self._coro
+
+    def get_context(self) -> contextvars.Context | None:
+        """The context that the task runs in; ``None`` if its own loop made it and this is another thread."""
+        task = self._local_task()
+        return self._context if task is None else task.get_context()
 
     @property
     def worker(self) -> Port:
@@ -107,6 +69,10 @@ class TaskHandle[T](Completion[T]):
             RuntimeError: no loop runs on this thread.
         """
         return asyncio.get_running_loop()
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return self.get_loop()
 
     def __repr__(self) -> str:
         name = self.name
@@ -145,8 +111,11 @@ class TaskHandle[T](Completion[T]):
         if task is not None and task.done():
             self._watched = True
             return task.result()
-        self._block(timeout, ".result()")
-        return self._outcome()
+        try:
+            self._block(timeout, ".result()")
+            return self._outcome()
+        finally:
+            del self  # as in _outcome
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the task raised, or ``None``; waits like ``result``.
@@ -160,10 +129,13 @@ class TaskHandle[T](Completion[T]):
         if task is not None and task.done():
             self._watched = True
             return task.exception()
-        self._block(timeout, ".exception()")
-        if self._cancelled:
-            self._outcome()
-        return self._exception_for_me()
+        try:
+            self._block(timeout, ".exception()")
+            if self._cancelled:
+                self._outcome()
+            return self._exception_for_me()
+        finally:
+            del self  # as in _outcome
 
     def cancel(self, msg: Any = None) -> bool:
         """Ask the task to stop: ``CancelledError`` is raised in it at its next step.
@@ -179,9 +151,7 @@ class TaskHandle[T](Completion[T]):
             return task.cancel(msg)
         if self._done:
             return False
-        with _cancel_lock:
-            self._cancels += (msg,)
-        self._port.post(self._deliver_cancels)  # the port is read after the request is counted: see the theory above
+        self._request_cancel(msg)
         return True
 
     def add_done_callback(
@@ -196,14 +166,14 @@ class TaskHandle[T](Completion[T]):
             context: The context to run ``fn`` in; a copy of the current one by default.
         Thread safety: any thread.
         """
-        self._add_waiter(Callback(fn, self, context))
+        self._add_callback(Callback(fn, self, context))
 
     def remove_done_callback(self, fn: "Callable[[TaskHandle[T]], object]") -> int:
         """Remove every callback equal to ``fn`` that has not been scheduled; return how many there were."""
-        doomed = [waiter for waiter in self._waiters.copy() if getattr(waiter, "fn", None) == fn]  # see Callback
-        for waiter in doomed:
-            self._drop_waiter(waiter)
-        return len(doomed)
+        count = 0
+        while self._drop_waiter(SameCallback(fn, count)):
+            count += 1
+        return count
 
     def __await__(self) -> Generator[Any, None, T]:
         task = self._local_task()
@@ -217,202 +187,22 @@ class TaskHandle[T](Completion[T]):
     def _await_away(self) -> Generator[Any, None, T]:
         """Wait from another loop. The awaiter's cancellation goes to the task; the awaiter then waits for its end."""
         passed_on: asyncio.CancelledError | None = None
-        while not self._done:
-            try:
-                yield from self._wait()
-            except asyncio.CancelledError as exc:
-                if not self.cancel(*exc.args[:1]):
-                    raise  # the task ended first, and the awaiter is cancelled all the same
-                passed_on = exc
-        if passed_on is not None and self._cancels:
-            raise passed_on  # the task ended before the request reached it
-        if self._exception is None:
-            return cast("T", self._result)
-        return self._outcome()
+        try:
+            while not self._done:
+                try:
+                    yield from self._wait()
+                except asyncio.CancelledError as exc:
+                    if not self.cancel(*exc.args[:1]):
+                        raise  # the task ended first, and the awaiter is cancelled all the same
+                    passed_on = exc
+            if passed_on is not None and (self._cancels or self._missed_cancel):
+                raise passed_on  # the task ended before the request reached it
+            if self._exception is None:
+                return cast("T", self._result)
+            return self._outcome()
+        finally:
+            del self, passed_on  # as in _outcome
 
     def _make_cancelled_error(self) -> BaseException:
         """For asyncio.gather: the exception of a cancelled task."""
         return self._exception_for_me() or asyncio.CancelledError()
-
-    def _mark_retrieved(self) -> None:
-        unseen = self._unseen
-        if unseen is not None:
-            unseen.exc = None
-            self._unseen = None
-
-    # For the owner's thread
-
-    def _local_task(self) -> "asyncio.Task[T] | None":
-        """The task, if it runs on the calling thread: ``_task`` is not for other threads.
-
-        The port is read twice. 1. This thread sees its own port: the handle waits in its queue. 2. Another worker
-        steals it, which sets the port, and starts it, which sets the task. 3. This thread sees that task. The second
-        look tells.
-        """
-        mine = here.port
-        if self._port is not mine:
-            return None
-        task = self._task
-        return task if self._port is mine else None
-
-    def _start(self, port: Port) -> None:
-        """Start the task on ``port``, whose thread calls this after taking the handle out of a queue.
-
-        The task takes its first step at once: the caller is on another thread or has given the handle away, so nobody
-        can tell it from a step at the next tick, and a task that ends in its first step costs half.
-        """
-        self._port = port
-        if self._cancels:
-            self._coro.close()  # it has not begun, so there is nothing to clean up in it
-            self._fail(asyncio.CancelledError(*[msg for msg in self._cancels[-1:] if msg is not None]))
-            return
-        if self._shares_context and not self._can_enter():
-            return
-        if port.plain_tasks and not self._shares_context:
-            self._step_now(port)
-        else:
-            self._create(port)
-        if self._cancels:
-            self._deliver_cancels()
-
-    def _can_enter(self) -> bool:
-        """Fail a task whose context another thread is in: its steps would be lost, one by one, with nobody told."""
-        assert self._context is not None
-        try:
-            self._context.run(_nothing)
-        except RuntimeError as exc:
-            self._refuse(exc)
-            return False
-        return True
-
-    def _step_now(self, port: Port) -> None:
-        live = port.live
-        live.add(self)
-        try:
-            task = asyncio.Task(self._coro, loop=port.loop, name=self._name, context=self._context, eager_start=True)
-        except BaseException as exc:
-            # The first step raised SystemExit or KeyboardInterrupt, which asyncio lets out of the loop; or the task
-            # could not be made.
-            self._coro.close()
-            if self in live:
-                live.discard(self)
-                self._fail(exc)
-            if isinstance(exc, (SystemExit, KeyboardInterrupt)):
-                raise
-            return
-        self._task = task
-        if task.done():
-            self._finish(task)
-        else:
-            task.add_done_callback(self._finish, context=port.context)
-
-    def _start_here(self, port: Port) -> None:
-        """Start the task on the loop of the caller; it takes its first step at a later tick, as asyncio's do."""
-        self._create(port)
-        if self._cancels:  # of a group that was aborted meanwhile, on another loop
-            self._deliver_cancels()
-
-    def _create(self, port: Port) -> None:
-        """Create the task. By the thread of ``port``."""
-        self._port = port
-        try:
-            if port.plain_tasks:
-                task = asyncio.Task(self._coro, loop=port.loop, name=self._name, context=self._context)
-            else:
-                task = port.new_task(self._coro, self._name, self._context)
-        except BaseException as exc:
-            self._coro.close()
-            self._fail(exc)
-            return
-        self._task = task
-        port.live.add(self)
-        task.add_done_callback(self._finish, context=port.context)
-
-    def _deliver_cancels(self) -> None:
-        """Hand the requests to the task. On the thread of the port that the canceller saw."""
-        port = self._port
-        if not port.is_current():  # stolen since: its thief has it, or will have looked at the requests
-            port.post(self._deliver_cancels)
-            return
-        task = self._task
-        if task is None:  # done, or not started: _start looks at the requests
-            return
-        with _cancel_lock:
-            requests, self._cancels = self._cancels, ()
-        for msg in requests:
-            if not task.cancel(msg):  # it ended first: an awaiter that passed the request on wants to know
-                self._cancels = requests
-
-    def _finish(self, task: "asyncio.Task[T]") -> None:
-        """The task is done: publish its outcome and drop it, on its own thread."""
-        self._task = None
-        try:
-            self._port.live.remove(self)  # atomic: whoever takes a handle out of live completes it
-        except KeyError:
-            return  # forsaken by a worker that died
-        try:
-            exc = task.exception()  # not result(), which gives the traceback away to whoever asks first
-        except asyncio.CancelledError as cancelled:
-            if self._watched and cancelled.args:
-                # Of a cancellation, the object with the message is given away once too: the awaiter gets another.
-                with contextlib.suppress(AttributeError):
-                    task._cancel_message = cancelled.args[0]  # type: ignore[attr-defined]
-            # This frame is in the traceback now, which is no news to anybody.
-            exc = cancelled.with_traceback(cancelled.__traceback__.tb_next if cancelled.__traceback__ else None)
-        if exc is not None:
-            if self._watched:  # asyncio raises this very object in those who await the task on its own loop
-                self.__dict__["_raiser"] = _prims.get_ident()
-            self._fail(exc)
-            return
-        self._result = task.result()
-        self._done = True  # as _publish does; this is the path of every task
-        waiters = self._waiters
-        waiters.append(MARK)
-        if len(waiters) > 1:
-            self._wake_all()
-        group = self._group
-        if group is not None:
-            group._child_ended(self)
-
-    # For whoever took it out of its queue for good
-
-    def _fail(self, exc: BaseException) -> None:
-        """Complete with ``exc``; the coroutine must be closed or finished."""
-        if self._group is None and not self._watched and not isinstance(exc, asyncio.CancelledError):
-            self._unseen = _UnseenError(self.name, self._port, exc)
-        self._complete(None, exc)
-        if self._group is not None:
-            self._group._child_ended(self)
-
-    def _drop(self) -> None:
-        """Close the coroutine of a handle that nobody will see. Before it is placed."""
-        self._coro.close()
-
-    def _refuse(self, exc: BaseException) -> None:
-        """Complete a handle that will never start. Any thread that popped it."""
-        self._coro.close()
-        self._fail(exc)
-
-
-def _nothing() -> None:
-    """What a context is entered for to see whether that works."""
-
-
-class _UnseenError:
-    """Reports, when it is dropped, an exception that nobody has looked at."""
-
-    __slots__ = ("_name", "_port", "exc")
-
-    def __init__(self, name: str, port: Port, exc: BaseException) -> None:
-        self._name = name
-        self._port = port
-        self.exc: BaseException | None = exc  # cleared when somebody looks
-
-    def __del__(self) -> None:
-        if self.exc is None:
-            return
-        message = f"polyloop: the exception of task {self._name!r} was never retrieved"
-        if self._port.mailbox.closed or self._port.loop.is_closed():
-            logger.error(message, exc_info=self.exc)
-        else:
-            self._port.post(self._port.loop.call_exception_handler, {"message": message, "exception": self.exc})

@@ -39,9 +39,11 @@ class Call[T](Completion[T]):
         try:
             self._outcome_here = (self._context.run(self._fn, *self._args, **self._kwargs), None)
         except BaseException as exc:  # SystemExit too: it belongs to the awaiter, not to this thread
-            self._outcome_here = (None, exc)
+            # Without this frame, which the awaiter does not know.
+            self._outcome_here = (None, exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next))
         finally:
             here.call_port = None
+            del self  # the frames of the call hold this one, their caller's: no cycle through it
 
     def announce(self) -> None:
         """Return the token, then tell whoever waits."""
@@ -81,6 +83,9 @@ async def finish[T](call: Call[T], withdraw: Callable[[Call[T]], bool], abandon_
             if exc.__context__ is None and exc is not call._exception:
                 exc.__context__ = call._exception_for_me()
         raise
+    finally:
+        # Nobody else waits. The traceback holds this frame and its callers', and those the call: no cycle through it.
+        call._exception = call._spare = None
 
 
 async def _wait_out(call: Call[Any]) -> None:
