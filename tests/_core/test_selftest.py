@@ -75,18 +75,18 @@ def test_a_loop_that_loses_wakeups_is_refused_by_name() -> None:
     loop.close()
 
 
-def test_a_machine_that_stood_still_once_refuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wake-up that came too late looks like a lost one; the second try tells."""
+def test_a_machine_that_stood_still_refuses_no_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wake-up that comes too late comes by itself; a lost one does not."""
     stalls = [None]
-    real = _selftest._ping
+    real = _selftest._Pong._block
 
-    def ping(loop: asyncio.AbstractEventLoop) -> _selftest._Pong:
+    def block(self: _selftest._Pong, timeout: float | None, call: str) -> None:
         if stalls:
             stalls.clear()
-            return _selftest._Pong()
-        return real(loop)
+            raise TimeoutError
+        real(self, timeout, call)
 
-    monkeypatch.setattr(_selftest, "_ping", ping)
+    monkeypatch.setattr(_selftest._Pong, "_block", block)
     check_factory(GoodLoop)
     assert GoodLoop in _selftest._passed
 
