@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from tests.conftest import Flavour
+from tests.conftest import FREE_THREADED, Flavour
 
 from polyloop.testing import TestLoop, TestThread
 
@@ -81,6 +81,9 @@ def test_every_item_arrives_once_and_in_order_for_long(rng: random.Random, secon
 @pytest.mark.stress
 def test_every_item_arrives_on_foreign_loops(rng: random.Random, seconds: float, flavour: Flavour) -> None:
     """Through the fallback: one ``call_soon_threadsafe`` for a batch."""
+    if flavour.name == "rloop" and FREE_THREADED:
+        # Without polyloop too: of two threads that call it at once, one in some 100,000 does not wake it.
+        pytest.skip("rloop 0.2 loses wake-ups without the GIL")
     with TestLoop(loop_factory=flavour.new) as loop:
         assert race(loop, rng, seconds) > 0
 
