@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -313,6 +314,155 @@ def test_a_callback_that_raises_stops_nobody(left: TestLoop, caplog: pytest.LogC
     assert "a done callback of" in caplog.text
 
 
+class Told:
+    """A group that counts its children's ends."""
+
+    def __init__(self) -> None:
+        self.ended: list[TaskHandle[None]] = []
+
+    def _child_ended(self, handle: TaskHandle[None], /) -> None:
+        self.ended.append(handle)
+
+
+def test_a_callback_that_raises_a_cancellation_stops_nobody(left: TestLoop, caplog: pytest.LogCaptureFixture) -> None:
+    """``lambda handle: handle.result()`` does, for a cancelled task: waiters and group are told all the same."""
+    group = Told()
+    handle = TaskHandle(forever())
+    handle._group = group
+    left.worker.admit(handle, False)
+    handle.add_done_callback(lambda done: done.result())
+    waiter = TestThread(handle.exception, 30)
+    with caplog.at_level(logging.ERROR, "polyloop"):
+        handle.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            waiter.result()
+        left.wait_all_blocked()
+    assert group.ended == [handle]
+    assert "a done callback of" in caplog.text
+
+
+def test_an_exit_in_a_callback_leaves_the_loop_and_stops_nobody(left: TestLoop) -> None:
+    """As asyncio's, once the others were called."""
+    handle = left.spawn(forever)
+    seen: list[TaskHandle[None]] = []
+    exits: list[BaseException] = []
+    left.worker.on_fatal = exits.append
+
+    def leave(_: TaskHandle[None]) -> None:
+        raise SystemExit(3)
+
+    handle.add_done_callback(leave)
+    handle.add_done_callback(seen.append)
+    handle.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        handle.result()
+    left.wait_all_blocked()
+    assert seen == [handle]
+    assert [exc.args for exc in exits] == [(3,)]
+
+
+def test_a_wake_that_is_interrupted_leaves_nobody_waiting(left: TestLoop) -> None:
+    """A signal handler raises between two waiters: the rest are woken, and the group is told."""
+    group = Told()
+    handle = TaskHandle(forever())
+    handle._group = group
+    woken: list[int] = []
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    handle._add_waiter(lambda: woken.append(1))
+    handle._add_waiter(interrupted)
+    handle._add_waiter(lambda: woken.append(2))
+    with pytest.raises(KeyboardInterrupt):
+        handle._refuse(asyncio.CancelledError())
+    assert woken == [1, 2]
+    assert group.ended == [handle]
+
+
+def test_callbacks_come_and_go_in_constant_time(left: TestLoop) -> None:
+    """None looks at the others, whose functions say when they are compared."""
+    compared: list[int] = []
+
+    class Function:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def __hash__(self) -> int:
+            return hash(self.number)
+
+        def __eq__(self, other: object) -> bool:
+            compared.append(1)
+            return self is other
+
+        def __call__(self, _: TaskHandle[None]) -> None:
+            raise AssertionError
+
+    handle = left.spawn(forever)
+    functions = [Function(number) for number in range(2000)]
+    for function in functions:
+        handle.add_done_callback(function)
+    for function in reversed(functions):
+        assert handle.remove_done_callback(function) == 1
+    assert len(compared) <= 20 * len(functions)
+
+
+def test_a_callback_without_a_hash_can_be_removed(left: TestLoop) -> None:
+    """It is found by comparison."""
+
+    class Unhashable(list[object]):
+        def __call__(self, done: object) -> None:
+            self.append(done)
+
+    handle = left.spawn(forever)
+    kept, removed = Unhashable(), Unhashable([1])
+    for function in (kept, removed, removed):
+        handle.add_done_callback(function)
+    assert handle.remove_done_callback(Unhashable([1])) == 2
+    handle.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        handle.result()
+    left.wait_all_blocked()
+    assert kept == [handle]
+
+
+# What asyncio's own functions look at
+
+
+def test_a_shielded_failure_that_comes_late_is_reported_as_asyncio_does(left: TestLoop, right: TestLoop) -> None:
+    """From 3.14 on ``asyncio.shield`` reports it itself, and reads two private attributes for that."""
+    release = left.run(asyncio.Event)
+
+    async def fail_late() -> None:
+        await release.wait()
+        raise ValueError("late")
+
+    handle = left.spawn(fail_late)
+
+    async def shielded(handle: TaskHandle[None]) -> None:
+        await asyncio.shield(handle)
+
+    waiting = right.spawn(shielded, handle)
+    wait_all_blocked(left, right)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        waiting.result()
+    left.run(release.set)
+    wait_all_blocked(left, right)
+    del handle, waiting
+    gc.collect()
+    wait_all_blocked(left, right)
+    errors = [*left.take_errors(), *right.take_errors()]
+    assert [str(error["exception"]) for error in errors] == ["late"]
+
+
+def test_a_handle_has_what_asyncio_reads_of_a_future(left: TestLoop) -> None:
+    """``_log_on_exception`` of ``asyncio.shield`` reads these, on the loop it was called from."""
+    handle: Any = left.spawn(add, 1, 2)
+    assert handle._source_traceback is None
+    assert left.run(lambda: handle._loop) is left.worker.loop
+
+
 # What nobody looks at
 
 
@@ -407,3 +557,47 @@ def test_the_task_runs_in_the_context_of_the_caller(left: TestLoop) -> None:
         return left.spawn(read_and_set).result(), NUMBER.get()
 
     assert contextvars.copy_context().run(spawn) == (4, 4)
+
+
+def test_a_task_is_renamed_from_any_thread(left: TestLoop) -> None:
+    """The handle says so at once, and asyncio's task when its loop comes to it; also before the start."""
+
+    async def own_name() -> str:
+        await release.wait()
+        task = asyncio.current_task()
+        assert task is not None
+        return task.get_name()
+
+    release = left.run(asyncio.Event)
+    with left.paused():
+        waits = left.spawn(own_name, name="old")
+        waits.set_name("new")
+        assert waits.get_name() == "new"
+    runs = left.spawn(own_name)
+    left.wait_all_blocked()
+    runs.set_name(7)
+    assert runs.name == "7"
+    left.run(release.set)
+    assert (waits.result(), runs.result()) == ("new", "7")
+
+
+def test_a_handle_shows_coroutine_and_context(left: TestLoop) -> None:
+    """The context is the one given; one that the task's own loop made is known there only."""
+    context = contextvars.copy_context()
+    coro = forever()
+    handle = TaskHandle(coro, context=context)
+    assert handle.get_coro() is coro
+    assert handle.get_context() is context
+    coro.close()
+
+    async def look() -> tuple[object, object]:
+        own = TaskHandle(forever())
+        own._start_here(left.worker)
+        there = await asyncio.to_thread(own.get_context)
+        here = own.get_context()
+        own.cancel()
+        return there, here
+
+    there, here = left.run(look)
+    assert there is None
+    assert isinstance(here, contextvars.Context)
