@@ -253,7 +253,8 @@ async def catch(handle: TaskHandle[None]) -> None:
 
 
 def read(left: TestLoop, yields: bool) -> None:
-    handle = left.spawn(fail, yields)
+    handle = TaskHandle(fail(yields))
+    left.worker.admit(handle, False)
     try:
         handle.result(timeout=30)
     except Failed:
@@ -263,7 +264,9 @@ def read(left: TestLoop, yields: bool) -> None:
 
 
 def await_it(left: TestLoop, right: TestLoop, yields: bool) -> None:
-    right.run(catch, left.spawn(fail, yields))
+    handle = TaskHandle(fail(yields))
+    left.worker.admit(handle, False)
+    right.run(catch, handle)
 
 
 def call(left: TestLoop, right: TestLoop) -> None:
