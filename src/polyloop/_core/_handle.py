@@ -39,6 +39,14 @@ class TaskHandle[T](OwnedTask[T]):
 
     # For everybody
 
+    @property
+    def name(self) -> str:
+        """Label of the task: the name given at creation, else the qualified name of its function.
+
+        Messages of asyncio itself show the name given, else ``Task-N``.
+        """
+        return self._label()
+
     def get_name(self) -> str:
         """The same as ``name``, for code written against ``asyncio.Task``."""
         return self.name

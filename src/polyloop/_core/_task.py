@@ -75,12 +75,7 @@ class OwnedTask[T](Completion[T]):
             self._context = context
             self._shares_context = True
 
-    @property
-    def name(self) -> str:
-        """Label of the task: the name given at creation, else the qualified name of its function.
-
-        Messages of asyncio itself show the name given, else ``Task-N``.
-        """
+    def _label(self) -> str:
         name = self._name
         if name is None:
             name = self._name = str(getattr(self._coro, "__qualname__", "task"))
@@ -148,7 +143,7 @@ class OwnedTask[T](Completion[T]):
         if owner is not port:
             self._coro.close()
             raise RuntimeError(
-                f"cannot start {self.name!r} on {port.name}: its context is that of tasks on {owner.name}, and one "
+                f"cannot start {self._label()!r} on {port.name}: its context is that of tasks on {owner.name}, and one "
                 "thread at a time can be in a context; start it there, or give it a copy (context.copy())"
             )
 
@@ -240,7 +235,7 @@ class OwnedTask[T](Completion[T]):
     def _rename(self) -> None:
         task = self._local_task()
         if task is not None:
-            task.set_name(self.name)
+            task.set_name(self._label())
 
     def _request_cancel(self, msg: Any) -> None:
         """Cancel the task, wherever it is and whether it has started. Any thread; see the theory above."""
@@ -304,7 +299,7 @@ class OwnedTask[T](Completion[T]):
     def _fail(self, exc: BaseException) -> None:
         """Complete with ``exc``; the coroutine must be closed or finished."""
         if self._group is None and not self._watched and not isinstance(exc, asyncio.CancelledError):
-            self._unseen = UnseenError(self.name, self._port, exc)
+            self._unseen = UnseenError(self._label(), self._port, exc)
         try:
             self._complete(None, exc)
         finally:
