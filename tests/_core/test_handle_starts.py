@@ -5,6 +5,7 @@ import contextlib
 import contextvars
 import gc
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Generator
 from typing import Any
@@ -297,6 +298,7 @@ def garbage() -> Generator[Callable[[], list[Any]]]:
     gc.enable()
 
 
+@pytest.mark.skipif(sys.version_info < (3, 13, 10), reason="an early 3.13 keeps cycles here that 3.13.15 does not")
 @pytest.mark.parametrize("yields", [False, True])
 @pytest.mark.parametrize("look", ["read", "await", "to_thread"])
 def test_a_failure_that_was_looked_at_leaves_no_cycle(

@@ -64,7 +64,7 @@ def test_the_interpreter_ships_its_tests() -> None:
         pytest.skip(
             f"NO CONFORMANCE TESTS RUN: {sys.executable} ships no {_cpython.TESTS}; install its testsuite package"
         )
-    assert len(NAMES) > 40
+    assert len(NAMES) >= 38  # of 3.13.0; later ones have more
 
 
 def test_every_exclusion_names_a_flavour() -> None:

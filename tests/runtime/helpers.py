@@ -166,5 +166,6 @@ def is_closed(coro: Coroutine[Any, Any, Any]) -> bool:
 
 
 def worker_threads() -> list[str]:
-    """Names of the workers' threads that exist."""
-    return sorted(t.name for t in threading.enumerate() if t.name.startswith("polyloop-") and "thread" not in t.name)
+    """Names of the workers' threads that exist; those of the pool stay, and the helper of a start ends by itself."""
+    names = [thread.name for thread in threading.enumerate() if thread.name.startswith("polyloop-")]
+    return sorted(name for name in names if "thread" not in name and name != "polyloop-start")

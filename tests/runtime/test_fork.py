@@ -1,6 +1,7 @@
 """Fork: the child's runtime is closed and says so, the parent's notices nothing."""
 
 import os
+import sys
 
 import pytest
 from tests.runtime.helpers import run_program
@@ -101,7 +102,12 @@ polyloop.run(main(), loops=2)
     assert ended.code == 0
 
 
-@pytest.mark.parametrize("leave", ["sys.exit(5)", "os._exit(5)"])
+NO_EXIT = pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="asyncio 3.14 refuses to step a loop that a fork has stopped, sys.exit included"
+)
+
+
+@pytest.mark.parametrize("leave", [pytest.param("sys.exit(5)", marks=NO_EXIT), "os._exit(5)"])
 def test_child_of_worker_0_that_exits_leaves_the_parents_loop_whole(leave: str) -> None:
     """Closing the child's copy of the loop takes nothing out of the epoll object that both processes share."""
     ended = run_program(
