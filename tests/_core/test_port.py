@@ -175,6 +175,15 @@ class SlowLoop(asyncio.SelectorEventLoop):
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="the pause stands in a private step of asyncio 3.13")
+def test_a_task_admitted_at_the_moment_of_the_close_is_refused() -> None:
+    """1. The poster finds the loop open. 2. The owner closes it. 3. The poster queues what nobody will run."""
+    loop = SlowLoop()
+
+    async def port() -> Port:
+        return current_port()
+
+    async def work() -> None:
+        raise AssertionError("never started")
 
     target = loop.run_until_complete(port())
     handle = TaskHandle(work())

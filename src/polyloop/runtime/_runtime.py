@@ -12,10 +12,12 @@ from types import CoroutineType
 from typing import Any, cast
 
 from polyloop._core import _prims
-from polyloop._core._context import here, runs_a_loop
+from polyloop._core._context import here
+from polyloop._core._context_owner import context_owner
 from polyloop._core._errors import RuntimeClosedError
 from polyloop._core._handle import TaskHandle
 from polyloop._core._parking import refuse_on_loop_thread
+from polyloop._core._port import Port
 from polyloop._core._spin import spin_ns_for
 from polyloop._core._worker import LoopFactory, Worker
 from polyloop.runtime._life import SHUTDOWN_TIMEOUT, Life
@@ -164,13 +166,13 @@ class Runtime(Life):
         if solo is not None and solo is here.port and on is None and key is None:
             handle._start_here(solo)
             return
-        if handle._context is not None and on is None and key is None:
-            # One thread at a time can be in a context, so tasks that share one share a loop.
-            on, key = ("here", None) if runs_a_loop() else (None, id(handle._context))
         try:
             if self._state != "running":
                 raise self._closed_error(handle.name)
-            port, stealable = self._router.route(on, key)
+            if handle._shares_context and on is None and key is None:
+                port, stealable = self._home_of(handle), False
+            else:
+                port, stealable = self._router.route(on, key)
         except BaseException:
             handle._drop()
             raise
@@ -179,7 +181,14 @@ class Runtime(Life):
             return
         if handle._context is None:
             handle._context = contextvars.copy_context()
+        handle._claim_context(port)
         port.admit(handle, stealable)
+
+    def _home_of(self, handle: TaskHandle[Any]) -> Port:
+        """The loop for a task in a context of the user's: one thread at a time can be in it, so it has one loop."""
+        assert handle._context is not None
+        owner = context_owner(handle._context)
+        return self._router.route("here", None)[0] if owner is None else owner
 
     def _closed_error(self, what: str) -> RuntimeClosedError:
         if self._forked_error is not None:

@@ -216,6 +216,7 @@ class TaskGroup:
             handle._start_here(self._home)
         else:
             handle._context = handle._context or contextvars.copy_context()
+            handle._claim_context(self._home)
             self._home.admit(handle, False)
 
     def _child_ended(self, handle: TaskHandle[Any]) -> None:
