@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import random
+import signal
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -15,6 +16,11 @@ import pytest
 from tests import leaks
 
 from polyloop.testing import TestLoop
+
+# A shell without job control starts its background jobs with SIGINT ignored, and the programs that the tests start would
+# inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
