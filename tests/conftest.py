@@ -17,8 +17,8 @@ from tests import leaks
 
 from polyloop.testing import TestLoop
 
-# A shell without job control starts its background jobs with SIGINT ignored, and the programs that the tests start would
-# inherit that.
+# A shell without job control starts its background jobs with SIGINT ignored, and the programs that the tests start
+# would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
