@@ -247,9 +247,9 @@ def test_a_guest_loop_that_goes_on_in_another_thread_is_still_itself() -> None:
         await asyncio.sleep(0)
 
     async def second() -> int:
-        assert await asyncio.to_thread(handles[0].cancel)
         task = handles[0]._task
         assert task is not None
+        assert await asyncio.to_thread(handles[0].cancel)
         await asyncio.wait([task])
         return threading.get_ident()
 

@@ -304,7 +304,14 @@ def test_spawn_from_a_task_being_cancelled_by_close_says_closed() -> None:
 def test_close_in_a_thread_while_a_plain_thread_waits_for_a_result() -> None:
     """A thread blocked in ``result()`` is released by the close."""
     runtime = Runtime(loops=2).start()
-    handle = runtime.spawn(forever)
+    started = threading.Event()
+
+    async def stay() -> None:
+        started.set()
+        await forever()
+
+    handle = runtime.spawn(stay)
+    assert started.wait(PATIENCE)  # one that had not started would be refused instead
     outcome: list[BaseException] = []
 
     def wait() -> None:
