@@ -1,4 +1,4 @@
 """The ground floor: mailbox, selector, worker, parking, handle, context, and the seam over threading and time.
 
-Private; users get these names from ``polyloop`` and ``polyloop.lowlevel``.
+Private: users get what is meant for them from ``polyloop``.
 """

@@ -8,20 +8,12 @@ by any thread and, after a ``claim``, is called once.
 import asyncio
 import contextlib
 from collections.abc import Generator
-from typing import Any, Protocol
+from typing import Any
 
 from polyloop._core import _prims
 from polyloop._core._context import runs_a_loop
 from polyloop._core._errors import BlockingCallError
 from polyloop._core._port import Port, current_port
-
-
-class Waiter(Protocol):
-    """Somebody who is parked."""
-
-    def wake(self) -> None:
-        """Resume the parked coroutine or thread. Any thread; must not raise."""
-        ...
 
 
 class _Claimed:
