@@ -47,8 +47,8 @@ class CapacityLimiter:
     Raises:
         TypeError: ``total_tokens`` is another kind of number.
         ValueError: ``total_tokens`` is below 1.
-    Thread safety: every method may be called from any loop and any thread. First come, first served.
-        Tokens may be returned from anywhere, finalisers and signal handlers included; borrowing is not for those.
+    Thread safety: every method may be called from any loop and any thread, first come, first served. Tokens may be
+    returned from anywhere, finalisers and signal handlers included; borrowing is not for those.
     Cancellation: a cancelled ``acquire`` holds no token.
 
     .. versionadded:: 0.1
