@@ -61,18 +61,17 @@ class Router:
         return True
 
     def _living(self, choice: Callable[[tuple[Worker, ...]], Worker]) -> Worker:
-        """Ask for a worker; ask once more, without the dead, if it has died."""
-        worker = self._checked(choice(self._alive))
-        if not worker.alive:
+        """Ask for a worker; ask again, without the dead, if it has died."""
+        alive = self._alive
+        while not (worker := self._checked(choice(alive))).alive:
+            if worker not in alive:  # dead when it was asked for; one among the living has died since
+                raise WorkerDiedError(f"{worker!r} has died, and no other was chosen; the log says why it died")
             alive = tuple(other for other in self._workers if other.alive)
             if not alive:
                 raise WorkerDiedError(
                     f"every worker of {self._owner!r} has died; the log says why; start a new Runtime"
                 )
             self._alive = alive
-            worker = self._checked(choice(alive))
-        if not worker.alive:
-            raise WorkerDiedError(f"{worker!r} has died, and no other was chosen; the log says why it died")
         return worker
 
     def _checked(self, worker: object) -> Worker:
