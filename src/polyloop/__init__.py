@@ -5,7 +5,7 @@ The layers, each of which imports only what stands below it::
     cli/       polyloop run | doctor | bench        testing/   paused loops, blocked-detector, fake clock
     tasks/     TaskGroup, gather                    offload/   to_thread, async_wrap, the pool of threads
     runtime/   Runtime, run, placement, signals, shutdown
-    sync/      CapacityLimiter
+    sync/      Lock, RLock, Event, Condition, Semaphore, Barrier …, CapacityLimiter
     _core/     mailbox, worker, parking, handle, context; the one seam over threading and time
 
 Everyday names are here; each folder without an underscore is a topic of its own. Start with ``polyloop.run``.
@@ -13,6 +13,7 @@ Everyday names are here; each folder without an underscore is a topic of its own
 
 from polyloop._core._errors import (
     BlockingCallError,
+    DeadlockError,
     GilEnabledWarning,
     NoRuntimeError,
     PolyloopError,
@@ -22,19 +23,26 @@ from polyloop._core._errors import (
 )
 from polyloop.offload import async_wrap, thread_pool, to_thread
 from polyloop.runtime import Runtime, ShutdownReport, Worker, current_runtime, run, spawn
-from polyloop.sync import CapacityLimiter
+from polyloop.sync import BoundedSemaphore, CapacityLimiter, Condition, Event, Lock, RLock, Semaphore
 from polyloop.tasks import TaskGroup, TaskHandle, gather
 
 __version__ = "0.1.0"
 
 __all__ = (
     "BlockingCallError",
+    "BoundedSemaphore",
     "CapacityLimiter",
+    "Condition",
+    "DeadlockError",
+    "Event",
     "GilEnabledWarning",
+    "Lock",
     "NoRuntimeError",
     "PolyloopError",
+    "RLock",
     "Runtime",
     "RuntimeClosedError",
+    "Semaphore",
     "ShutdownReport",
     "TaskGroup",
     "TaskHandle",

@@ -165,7 +165,7 @@ class TryLock(Lock):
 @pytest.fixture(autouse=True)
 def model_waiters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_capacity, "ThreadWaiter", ModelWaiter)
-    monkeypatch.setattr(_capacity, "LoopWaiter", ModelWaiter)
+    monkeypatch.setattr(_capacity, "async_waiter", ModelWaiter)
     monkeypatch.setattr(_capacity, "refuse_on_loop_thread", lambda *args: None)
 
 

@@ -5,17 +5,20 @@ thread of a loop that somebody else runs (``asyncio.run``, Jupyter, pytest) gets
 """
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING
 
-from polyloop._core import _prims
+from polyloop._core import _prims, _trio
 
 if TYPE_CHECKING:
     from polyloop._core._port import Port
+    from polyloop._core._spin import SpinPolicy
 
 
 class _Here(_prims.local):
     port: "Port | None" = None  # the way into the loop of this thread
     guests: "tuple[Port, ...]" = ()  # ports of loops not of ours that took turns on this thread and are not closed
+    spin: "SpinPolicy | None" = None  # of a plain thread that has parked
     call_port: "Port | None" = None  # on an offload thread: the port whose call runs here
 
 
@@ -25,3 +28,24 @@ here = _Here()
 def runs_a_loop() -> bool:
     """Whether an event loop of any kind runs on the calling thread, which therefore must not block."""
     return asyncio._get_running_loop() is not None
+
+
+def who() -> int:
+    """What stands for the running task (asyncio or trio), else for the calling thread.
+
+    Not the task itself: a lock that kept it alive could be the last to drop it, on another thread than its loop's.
+    """
+    loop = _running_loop()
+    if loop is not None:
+        task = _current_task(loop)
+        if task is not None:
+            return id(task)
+    return (_TRIO in _modules and _trio.task_ident()) or _get_ident()
+
+
+# Every lock asks who(): a global is read faster than the attribute of a module.
+_running_loop = asyncio._get_running_loop
+_current_task = asyncio.current_task
+_get_ident = _prims.get_ident
+_modules = sys.modules
+_TRIO = "trio"

@@ -27,6 +27,10 @@ class BlockingCallError(PolyloopError, RuntimeError):
     """A call that would block was made on a thread that runs an event loop."""
 
 
+class DeadlockError(PolyloopError, RuntimeError):
+    """A task or thread would wait for a lock that it holds itself, or in a cycle of such waits."""
+
+
 class UnreliableLoopError(PolyloopError, RuntimeError):
     """An event loop implementation failed the cross-thread wake-up self-test."""
 

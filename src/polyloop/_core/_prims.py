@@ -19,6 +19,8 @@ Condition = threading.Condition
 Thread = threading.Thread
 local = threading.local
 
+TIMEOUT_MAX = threading.TIMEOUT_MAX
+
 get_ident = threading.get_ident
 main_thread = threading.main_thread
 current_thread = threading.current_thread

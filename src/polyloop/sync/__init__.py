@@ -1,5 +1,27 @@
-"""Primitives that work between any loops and any threads, with or without a runtime."""
+"""Primitives that work between any loops and any threads, with or without a runtime.
+
+Each has two faces on one object: itself with asyncio's signatures, and ``.sync`` with those of ``threading``.
+"""
 
 from polyloop.sync._capacity import CapacityLimiter, SyncCapacityLimiter, WouldBlock
+from polyloop.sync._condition import Condition, SyncCondition
+from polyloop.sync._event import Event, SyncEvent
+from polyloop.sync._lock import Lock, RLock, SyncLock, SyncRLock
+from polyloop.sync._semaphore import BoundedSemaphore, Semaphore, SyncSemaphore
 
-__all__ = ("CapacityLimiter", "SyncCapacityLimiter", "WouldBlock")
+__all__ = (
+    "BoundedSemaphore",
+    "CapacityLimiter",
+    "Condition",
+    "Event",
+    "Lock",
+    "RLock",
+    "Semaphore",
+    "SyncCapacityLimiter",
+    "SyncCondition",
+    "SyncEvent",
+    "SyncLock",
+    "SyncRLock",
+    "SyncSemaphore",
+    "WouldBlock",
+)

@@ -21,10 +21,11 @@ from typing import Self, cast
 from polyloop._core import _prims
 from polyloop._core._context import runs_a_loop
 from polyloop._core._errors import PolyloopError
-from polyloop._core._parking import LoopWaiter, ThreadWaiter, refuse_on_loop_thread
+from polyloop._core._parking import AsyncWaiter, ThreadWaiter, async_waiter, refuse_on_loop_thread
+from polyloop.sync._face import checked_timeout
 
 type _Borrower = Hashable
-type _Waiter = LoopWaiter | ThreadWaiter
+type _Waiter = AsyncWaiter | ThreadWaiter
 
 
 class _Entry:
@@ -102,7 +103,7 @@ class CapacityLimiter:
         entry = self._enter(borrower)
         try:
             if not self._take(entry):
-                waiter = LoopWaiter()
+                waiter = async_waiter()
                 if not self._take(entry, waiter):
                     await waiter
         except BaseException:  # cancelled, or closed with its coroutine
@@ -233,7 +234,7 @@ class SyncCapacityLimiter:
             RuntimeError: the thread already holds a token.
             ValueError: a ``timeout`` below 0 that is not -1, or one beside ``blocking=False``.
         """
-        patience = _checked_timeout(blocking, timeout)
+        patience = checked_timeout(blocking, timeout)
         limiter = self._limiter
         entry = limiter._enter(_me())
         try:
@@ -275,17 +276,6 @@ def _checked(total: float) -> float:
     if total < 1:
         raise ValueError(f"a limiter needs at least one token, got {total!r}")
     return total
-
-
-def _checked_timeout(blocking: bool, timeout: float | None) -> float | None:
-    """``threading``'s ways to say how long, as seconds or ``None``."""
-    if timeout is None or timeout == -1:
-        return None
-    if not blocking:
-        raise ValueError("can't specify a timeout for a non-blocking call")
-    if timeout < 0:
-        raise ValueError(f"timeout must be -1, None or at least 0, got {timeout!r}")
-    return timeout
 
 
 def _me() -> _Borrower:
