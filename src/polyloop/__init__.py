@@ -5,6 +5,7 @@ The layers, each of which imports only what stands below it::
     cli/       polyloop run | doctor | bench        testing/   paused loops, blocked-detector, fake clock
     tasks/     TaskGroup, gather                    offload/   to_thread, async_wrap, the pool of threads
     runtime/   Runtime, run, placement, signals, shutdown
+    queues/    Queue, LifoQueue, PriorityQueue, SimpleQueue, channels
     sync/      Lock, RLock, Event, Condition, Semaphore, Barrier …, CapacityLimiter
     _core/     mailbox, worker, parking, handle, context; the one seam over threading and time
 
@@ -17,11 +18,15 @@ from polyloop._core._errors import (
     GilEnabledWarning,
     NoRuntimeError,
     PolyloopError,
+    QueueEmpty,
+    QueueFull,
+    QueueShutDown,
     RuntimeClosedError,
     UnreliableLoopError,
     WorkerDiedError,
 )
 from polyloop.offload import async_wrap, thread_pool, to_thread
+from polyloop.queues import LifoQueue, PriorityQueue, Queue, SimpleQueue
 from polyloop.runtime import Runtime, ShutdownReport, Worker, current_runtime, run, spawn
 from polyloop.sync import BoundedSemaphore, CapacityLimiter, Condition, Event, Lock, RLock, Semaphore
 from polyloop.tasks import TaskGroup, TaskHandle, gather
@@ -36,14 +41,21 @@ __all__ = (
     "DeadlockError",
     "Event",
     "GilEnabledWarning",
+    "LifoQueue",
     "Lock",
     "NoRuntimeError",
     "PolyloopError",
+    "PriorityQueue",
+    "Queue",
+    "QueueEmpty",
+    "QueueFull",
+    "QueueShutDown",
     "RLock",
     "Runtime",
     "RuntimeClosedError",
     "Semaphore",
     "ShutdownReport",
+    "SimpleQueue",
     "TaskGroup",
     "TaskHandle",
     "UnreliableLoopError",

@@ -4,7 +4,10 @@ A class answers who must act: the runtime has ended, the worker under the task i
 a loop. All of them carry one message, so they pickle.
 """
 
+import asyncio
 from typing import Any
+
+from polyloop._core import _prims
 
 
 class PolyloopError(Exception):
@@ -31,8 +34,28 @@ class DeadlockError(PolyloopError, RuntimeError):
     """A task or thread would wait for a lock that it holds itself, or in a cycle of such waits."""
 
 
+class BrokenBarrierError(PolyloopError, asyncio.BrokenBarrierError, _prims.BrokenBarrierError):
+    """The barrier was broken, or reset under those who waited. Both ``asyncio``'s and ``threading``'s error."""
+
+
+class BusyResourceError(PolyloopError, RuntimeError):
+    """Somebody else uses at this moment what only one may use at a time."""
+
+
 class UnreliableLoopError(PolyloopError, RuntimeError):
     """An event loop implementation failed the cross-thread wake-up self-test."""
+
+
+class QueueEmpty(PolyloopError, asyncio.QueueEmpty, _prims.QueueEmpty):
+    """A ``_nowait`` or timed call found no item. Both ``asyncio.QueueEmpty`` and ``queue.Empty``; a signal."""
+
+
+class QueueFull(PolyloopError, asyncio.QueueFull, _prims.QueueFull):
+    """A ``_nowait`` or timed call found no room. Both ``asyncio.QueueFull`` and ``queue.Full``; a signal."""
+
+
+class QueueShutDown(PolyloopError, asyncio.QueueShutDown, _prims.QueueShutDown):
+    """The queue was shut down. Both ``asyncio.QueueShutDown`` and ``queue.ShutDown``; a signal."""
 
 
 class GilEnabledWarning(RuntimeWarning):

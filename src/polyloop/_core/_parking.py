@@ -6,7 +6,8 @@ decided elsewhere: as a rule by whoever takes it out of the line it stands in (s
 
 import asyncio
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, Protocol
 
 from polyloop._core import _prims, _trio
@@ -85,41 +86,26 @@ class ThreadWaiter:
         self._lock.release()
         return True
 
-    def park(self, timeout: float | None = None) -> bool:
-        """Block the calling thread until woken; return ``False`` when ``timeout`` seconds passed first."""
-        lock = self._lock
-        if lock.acquire(blocking=False):
+    def park(self, timeout: float | None = None, spin: bool = True) -> bool:
+        """Block the calling thread until woken; return ``False`` when ``timeout`` seconds passed first.
+
+        Args:
+            spin: Whether to spin first, where that has been paying off.
+        """
+        if self._lock.acquire(False) or (spin and spin_until(partial(self._lock.acquire, False), timeout)):
             return True
-        policy = here.spin or _new_policy()
-        spin_ns = policy.spin_ns and policy.next_spin_ns()
-        if spin_ns and (timeout is None or timeout * 1e9 > spin_ns) and self._spin(policy, spin_ns):
-            return True
+        policy = here.spin
+        if policy is None or not policy.spin_ns:
+            return self._park(timeout)
         began = _prims.monotonic_ns()
-        woken = self._park_main(timeout) if _prims.is_main_thread() else self._park(timeout)
-        if woken and policy.spin_ns:
+        woken = self._park(timeout)
+        if woken:
             policy.woken(_prims.monotonic_ns() - began)
         return woken
 
-    def _spin(self, policy: SpinPolicy, spin_ns: int) -> bool:
-        try:
-            spin_permits.pop()
-        except IndexError:
-            return False
-        try:
-            clock, acquire = _prims.monotonic_ns, self._lock.acquire
-            began = now = clock()
-            while now - began < spin_ns:
-                for _ in range(_LOOKS):
-                    if acquire(False):
-                        policy.hit()
-                        return True
-                now = clock()
-            policy.miss(now - began)
-            return False
-        finally:
-            spin_permits.append(None)
-
     def _park(self, timeout: float | None) -> bool:
+        if _prims.is_main_thread():
+            return self._park_main(timeout)
         return self._lock.acquire(timeout=-1 if timeout is None else timeout)
 
     def _park_main(self, timeout: float | None) -> bool:
@@ -137,14 +123,42 @@ class ThreadWaiter:
 
 _SIGNAL_SLICE = 0.1
 
-#: Looks at the lock between two looks at the clock while spinning.
+#: Looks between two looks at the clock while spinning.
 _LOOKS = 8
 
 
-def _new_policy() -> SpinPolicy:
-    """The calling thread's own: it learns from its own hit rate."""
-    policy = here.spin = SpinPolicy(spin_ns_for(None))
-    return policy
+def spin_until(look: Callable[[], object], timeout: float | None) -> bool:
+    """Look for a while on a plain thread, if that has been paying off, before it is put to sleep.
+
+    Args:
+        look: Says whether to stop looking; called some thousand times.
+        timeout: Do not spin if the thread waits for less than a spin.
+    Returns:
+        What ``look`` said last.
+    """
+    policy = here.spin
+    if policy is None:  # each thread learns from its own hit rate
+        policy = here.spin = SpinPolicy(spin_ns_for(None))
+    spin_ns = policy.spin_ns and policy.next_spin_ns()
+    if not spin_ns or (timeout is not None and timeout * 1e9 < spin_ns):
+        return False
+    try:
+        spin_permits.pop()
+    except IndexError:
+        return False
+    try:
+        clock = _prims.monotonic_ns
+        began = now = clock()
+        while now - began < spin_ns:
+            for _ in range(_LOOKS):
+                if look():
+                    policy.hit()
+                    return True
+            now = clock()
+        policy.miss(now - began)
+        return False
+    finally:
+        spin_permits.append(None)
 
 
 def refuse_on_loop_thread(call: str, twin: str) -> None:

@@ -1,4 +1,4 @@
-"""The one seam over ``threading`` and ``time``.
+"""The one seam over ``threading``, ``queue`` and ``time``.
 
 Every other module takes its locks, threads, clocks and thread identities from here (the linter bans the
 imports elsewhere), so that a test replaces them in one place, and so that the two rules about threads are
@@ -8,6 +8,7 @@ at interpreter exit.
 
 import contextvars
 import os
+import queue
 import sys
 import threading
 import time
@@ -15,9 +16,16 @@ from collections.abc import Callable
 from typing import Any
 
 Lock = threading.Lock
+RLock = threading.RLock
 Condition = threading.Condition
 Thread = threading.Thread
 local = threading.local
+
+BrokenBarrierError = threading.BrokenBarrierError
+
+QueueEmpty = queue.Empty
+QueueFull = queue.Full
+QueueShutDown = queue.ShutDown
 
 TIMEOUT_MAX = threading.TIMEOUT_MAX
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Final, Literal, cast
 
 from polyloop._core import _prims
-from polyloop._core._parking import ThreadWaiter, Waiter, async_waiter
+from polyloop._core._parking import ThreadWaiter, Waiter, async_waiter, spin_until
 from polyloop._core._prims import Lock
 
 type Line = deque[Waiter]
@@ -95,11 +95,20 @@ async def until[R](line: Line, attempt: Callable[[], R | Nothing]) -> R:
         enter = line.appendleft  # others were faster; still it is the one that has waited longest
 
 
-def block_until[R](line: Line, attempt: Callable[[], R | Nothing], timeout: float | None) -> R | Nothing:
-    """``until`` for a plain thread; returns ``NOTHING`` when ``timeout`` seconds have passed first."""
+def block_until[R](
+    line: Line, attempt: Callable[[], R | Nothing], timeout: float | None, look: Callable[[], object] | None = None
+) -> R | Nothing:
+    """``until`` for a plain thread; returns ``NOTHING`` when ``timeout`` seconds have passed first.
+
+    Args:
+        look: Says cheaply whether an attempt is worth it. If given, the thread spins on it before it enters the line,
+            so that nobody has to wake it.
+    """
     deadline = None if timeout is None else _prims.monotonic() + timeout
     enter = line.append
     while True:
+        if look is not None and spin_until(look, timeout) and (result := attempt()) is not NOTHING:
+            return result
         waiter = ThreadWaiter()
         enter(waiter)
         try:
@@ -108,7 +117,8 @@ def block_until[R](line: Line, attempt: Callable[[], R | Nothing], timeout: floa
                 if not leave(line, waiter):
                     wake_next(line)
                 return result
-            in_time = waiter.park(None if deadline is None else max(0.0, deadline - _prims.monotonic()))
+            left = None if deadline is None else max(0.0, deadline - _prims.monotonic())
+            in_time = waiter.park(left, spin=look is None)
             gave_up = not in_time and leave(line, waiter)  # before the last look: what comes later wakes another
             result = attempt()
         except BaseException:
@@ -120,21 +130,17 @@ def block_until[R](line: Line, attempt: Callable[[], R | Nothing], timeout: floa
         enter = line.appendleft
 
 
-class Permits:
-    """Things without a face that are held and given back, in turn: the core of locks and semaphores.
+class Stock:
+    """So many things without a face, to be taken and put back.
 
-    ``free`` and ``line`` are never both filled for long: who adds to one of them looks at the other. A permit goes from
-    hand to hand while anybody waits, so nobody who comes later overtakes.
-
-    Thread safety: everything may be called by any thread. ``give`` waits for nothing.
+    Thread safety: everything may be called by any thread.
     """
 
-    __slots__ = ("_lock", "_unissued", "free", "line")
+    __slots__ = ("_lock", "_unissued", "free")
 
     def __init__(self, count: int) -> None:
-        self.line: Line = deque()
         self.free: deque[None] = deque([None] * min(count, _BLOCK))
-        # Permits that nobody has needed yet are but a number; guarded by _lock, and read without it.
+        # What nobody has needed yet is but a number; guarded by _lock, and read without it.
         self._unissued = count - len(self.free)
         self._lock = _prims.Lock() if self._unissued else None
 
@@ -152,7 +158,7 @@ class Permits:
         return True
 
     def _issue(self, lock: Lock) -> bool:
-        """Take one after making the next block of permits."""
+        """Take one after making the next block of them."""
         with lock:
             block = min(self._unissued, _BLOCK)
             self._unissued -= block
@@ -162,6 +168,22 @@ class Permits:
         except IndexError:
             return False
         return True
+
+
+class Permits(Stock):
+    """What is held and given back, in turn: the core of locks and semaphores.
+
+    ``free`` and ``line`` are never both filled for long: who adds to one of them looks at the other. A permit goes from
+    hand to hand while anybody waits, so nobody who comes later overtakes.
+
+    Thread safety: everything may be called by any thread. ``give`` waits for nothing.
+    """
+
+    __slots__ = ("line",)
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.line: Line = deque()
 
     def give(self) -> None:
         """Give one back: to whoever has waited longest, if anybody waits."""
@@ -210,5 +232,5 @@ class Permits:
             raise
 
 
-#: Permits are made in blocks of this many: a semaphore of a million costs nothing until it is used.
+#: They are made in blocks of this many: a semaphore of a million costs nothing until it is used.
 _BLOCK: Literal[1024] = 1024

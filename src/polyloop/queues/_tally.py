@@ -1,0 +1,67 @@
+"""A count that any thread raises and lowers, without a lock for each step."""
+
+from collections import deque
+
+from polyloop._core import _prims
+
+#: Units beyond this are folded into a number, so that a count that only grows takes no memory.
+FOLD_ABOVE = 4096
+_FOLDED = FOLD_ABOVE // 2
+
+
+class Tally:
+    """How many items were put and not reported done: the length of a deque, and a number for what is more than that.
+
+    Both change so that their sum is never too low meanwhile: nobody takes it for zero by mistake.
+
+    Attributes:
+        units: ``units.append(None)`` raises the count; whoever does so calls ``fold`` if it has grown long.
+    """
+
+    __slots__ = ("_folded", "_lock", "units")
+
+    def __init__(self) -> None:
+        self.units: deque[None] = deque()
+        self._folded = 0  # guarded by _lock; read without it
+        self._lock = _prims.RLock()  # one that a finaliser may take again which the collector calls under it
+
+    @property
+    def count(self) -> int:
+        """The count; too high by a fold while one is made."""
+        return self._folded + len(self.units)
+
+    def is_zero(self) -> bool:
+        """Whether the count was zero at some moment of this call."""
+        return not self._folded and not self.units and not self._folded  # what was folded in between counts
+
+    def fold(self) -> None:
+        """Keep the units few."""
+        with self._lock:
+            if len(self.units) <= FOLD_ABOVE:
+                return
+            self._folded += _FOLDED
+            for popped in range(_FOLDED):
+                try:
+                    self.units.pop()
+                except IndexError:  # others were lowering it
+                    self._folded -= _FOLDED - popped
+                    return
+
+    def lower(self) -> bool:
+        """Lower the count by one; ``False`` if it is zero."""
+        try:
+            self.units.pop()
+        except IndexError:
+            return self._lower_folded()
+        return True
+
+    def _lower_folded(self) -> bool:
+        with self._lock:
+            if self._folded:
+                self.units.extend([None] * _FOLDED)
+                self._folded -= _FOLDED
+        try:
+            self.units.pop()
+        except IndexError:
+            return False
+        return True
