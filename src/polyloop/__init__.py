@@ -14,6 +14,7 @@ Everyday names are here; each folder without an underscore is a topic of its own
 
 from polyloop._core._errors import (
     BlockingCallError,
+    BrokenBarrierError,
     DeadlockError,
     GilEnabledWarning,
     NoRuntimeError,
@@ -28,14 +29,16 @@ from polyloop._core._errors import (
 from polyloop.offload import async_wrap, thread_pool, to_thread
 from polyloop.queues import LifoQueue, PriorityQueue, Queue, SimpleQueue
 from polyloop.runtime import Runtime, ShutdownReport, Worker, current_runtime, run, spawn
-from polyloop.sync import BoundedSemaphore, CapacityLimiter, Condition, Event, Lock, RLock, Semaphore
+from polyloop.sync import Barrier, BoundedSemaphore, CapacityLimiter, Condition, Event, Lock, RLock, Semaphore
 from polyloop.tasks import TaskGroup, TaskHandle, gather
 
 __version__ = "0.1.0"
 
 __all__ = (
+    "Barrier",
     "BlockingCallError",
     "BoundedSemaphore",
+    "BrokenBarrierError",
     "CapacityLimiter",
     "Condition",
     "DeadlockError",

@@ -43,6 +43,15 @@ def who() -> int:
     return (_TRIO in _modules and _trio.task_ident()) or _get_ident()
 
 
+def who_by_name() -> str:
+    """``who``, for messages: the names of the running task, if any, and of its thread."""
+    thread = f"thread {_prims.current_thread().name!r}"
+    loop = _running_loop()
+    task = _current_task(loop) if loop is not None else None
+    name = task.get_name() if task is not None else _trio.task_name()
+    return thread if name is None else f"task {name!r} of {thread}"
+
+
 # Every lock asks who(): a global is read faster than the attribute of a module.
 _running_loop = asyncio._get_running_loop
 _current_task = asyncio.current_task

@@ -26,6 +26,12 @@ def task_ident() -> int | None:
     return id(trio.lowlevel.current_task()) if trio is not None and trio.lowlevel.in_trio_task() else None
 
 
+def task_name() -> str | None:
+    """The name of the running trio task; ``None`` if there is none."""
+    trio = sys.modules.get("trio")
+    return trio.lowlevel.current_task().name if trio is not None and trio.lowlevel.in_trio_task() else None
+
+
 class TrioWaiter:
     """One park of one trio task. Everything but ``wake`` runs on the thread of its trio."""
 

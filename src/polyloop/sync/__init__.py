@@ -3,25 +3,33 @@
 Each has two faces on one object: itself with asyncio's signatures, and ``.sync`` with those of ``threading``.
 """
 
+from polyloop.sync._barrier import Barrier, SyncBarrier
 from polyloop.sync._capacity import CapacityLimiter, SyncCapacityLimiter, WouldBlock
 from polyloop.sync._condition import Condition, SyncCondition
 from polyloop.sync._event import Event, SyncEvent
 from polyloop.sync._lock import Lock, RLock, SyncLock, SyncRLock
+from polyloop.sync._rwlock import RWLock, RWLockSide, SyncRWLock, SyncRWLockSide
 from polyloop.sync._semaphore import BoundedSemaphore, Semaphore, SyncSemaphore
 
 __all__ = (
+    "Barrier",
     "BoundedSemaphore",
     "CapacityLimiter",
     "Condition",
     "Event",
     "Lock",
     "RLock",
+    "RWLock",
+    "RWLockSide",
     "Semaphore",
+    "SyncBarrier",
     "SyncCapacityLimiter",
     "SyncCondition",
     "SyncEvent",
     "SyncLock",
     "SyncRLock",
+    "SyncRWLock",
+    "SyncRWLockSide",
     "SyncSemaphore",
     "WouldBlock",
 )

@@ -1,0 +1,480 @@
+"""``RWLock``: many readers or one writer, over all loops and threads.
+
+The rule: strictly in the order of arrival, where readers that stand next to one another in the line go in together. So
+a writer that waits holds back the readers who come after it, and those who came before the next writer go in together
+once it has left. Nobody on either side is overtaken, so nobody starves.
+
+Who may enter is decided under ``_lock`` by ``_Line``, which knows nothing of threads; waking comes after it. Who holds
+what is written by the holders themselves, in ``_holds``, by single operations of that dictionary. A finaliser or a
+signal handler may interrupt the thread that has the lock, and release, or close a coroutine that waits. So whoever
+leaves appends itself to ``_left`` and *then* tries the lock, without waiting; whoever had it releases it and *then*
+looks at ``_left``.
+"""
+
+from collections import OrderedDict, deque
+from types import TracebackType
+from typing import Literal
+
+from polyloop._core import _prims
+from polyloop._core._context import who
+from polyloop._core._errors import DeadlockError
+from polyloop._core._parking import ThreadWaiter, Waiter, async_waiter, refuse_on_loop_thread
+from polyloop.sync._face import checked_timeout, described
+
+
+class _Hold:
+    """One reader or writer, from its arrival until it leaves."""
+
+    __slots__ = ("depth", "entered", "waiter", "writes")
+
+    def __init__(self, writes: bool) -> None:
+        self.writes = writes  # changed under the lock, by a downgrade
+        self.entered = False  # whether it may go in, or has; under the lock
+        self.waiter: Waiter | None = None  # set before it gets in line
+        self.depth = 1  # how often a reader has entered; its own
+
+
+class _Turns:
+    """Who is in, who waits, and who is next. Not safe for threads."""
+
+    __slots__ = ("readers", "waiting", "writing")
+
+    def __init__(self) -> None:
+        self.readers = 0
+        self.writing = False
+        self.waiting: OrderedDict[_Hold, None] = OrderedDict()
+
+    def _let_in(self, hold: _Hold) -> bool:
+        if self.writing or (hold.writes and self.readers):
+            return False
+        hold.entered = True
+        if hold.writes:
+            self.writing = True
+        else:
+            self.readers += 1
+        return True
+
+    def arrive(self, hold: _Hold, waits: bool) -> bool:
+        """Let it in, if it is its turn, else put it in line if it waits; whether it is in."""
+        if not self.waiting and self._let_in(hold):
+            return True
+        if waits:
+            self.waiting[hold] = None
+        return False
+
+    def leave(self, hold: _Hold) -> None:
+        """It leaves, or gives up waiting."""
+        if not hold.entered:
+            self.waiting.pop(hold, None)
+            return
+        hold.entered = False
+        if hold.writes:
+            self.writing = False
+        else:
+            self.readers -= 1
+
+    def downgrade(self, hold: _Hold) -> None:
+        """The writer becomes a reader."""
+        hold.writes = self.writing = False
+        self.readers = 1
+
+    def admit(self) -> list[_Hold]:
+        """Let in whoever is next."""
+        admitted: list[_Hold] = []
+        while self.waiting:
+            hold = next(iter(self.waiting))
+            if not self._let_in(hold):
+                break
+            del self.waiting[hold]
+            admitted.append(hold)
+        return admitted
+
+
+class RWLock:
+    """A lock that many may hold for reading, or one for writing; for tasks of any loops and for plain threads.
+
+    Use it as ``async with rwlock.read`` and ``async with rwlock.write`` in a task, and as ``with rwlock.sync.read`` and
+    ``with rwlock.sync.write`` in a plain thread. It is fair: everybody enters in the order of coming, and readers that
+    came one after the other enter together. A writer that waits therefore holds back the readers that come after it.
+
+    It belongs to the task that took it, or to the thread where no task runs. A reader may take it for reading again,
+    also while a writer waits, and releases it as often. Everything else that it could take besides is refused, since it
+    would wait for itself: a reader releases before it writes; a writer that wants to go on reading uses ``downgrade``.
+
+    Cancellation: a cancelled ``acquire`` does not hold the lock; if it was let in at that moment, the next enters.
+    Thread safety: every method may be called from any loop and any thread; the releases also from signal handlers and
+    finalisers.
+
+    .. versionadded:: 0.2
+    """
+
+    __slots__ = ("__weakref__", "_holds", "_left", "_lock", "_turns")
+
+    def __init__(self) -> None:
+        self._holds: dict[int, _Hold] = {}  # by who(); written by the holder, from when it knows that it has entered
+        self._left: deque[_Hold] = deque()  # appended by any thread, popped under the lock
+        self._lock = _prims.Lock()  # guards the one below
+        self._turns = _Turns()
+
+    def __repr__(self) -> str:
+        turns = self._turns
+        readers = turns.readers
+        state = "writing" if turns.writing else f"reading, readers:{readers}" if readers else "unlocked"
+        return described(self, state, turns.waiting)
+
+    @property
+    def readers(self) -> int:
+        """How many hold the lock for reading, or are being let in."""
+        return self._turns.readers
+
+    def locked(self) -> bool:
+        """Whether somebody holds the lock, for reading or for writing, or is being let in."""
+        return self._turns.writing or self._turns.readers > 0
+
+    @property
+    def read(self) -> "RWLockSide":
+        """The lock for reading: an asynchronous context manager with the methods of ``Lock``."""
+        return RWLockSide(self, False)
+
+    @property
+    def write(self) -> "RWLockSide":
+        """The lock for writing: an asynchronous context manager with the methods of ``Lock``."""
+        return RWLockSide(self, True)
+
+    async def acquire_read(self) -> Literal[True]:
+        """Take the lock for reading, in turn, or once more.
+
+        Raises:
+            DeadlockError: the caller holds it for writing, and would wait for itself.
+        """
+        return await self._acquire(False)
+
+    def acquire_read_nowait(self) -> bool:
+        """Take the lock for reading if no writer holds it or waits, or once more; whether it was taken.
+
+        Raises:
+            DeadlockError: the caller holds it for writing.
+        """
+        return self._acquire_nowait(False)
+
+    def release_read(self) -> None:
+        """Undo one ``acquire_read``. Waits for nothing.
+
+        Raises:
+            RuntimeError: the caller does not hold the lock for reading.
+        """
+        self._release(False)
+
+    async def acquire_write(self) -> Literal[True]:
+        """Take the lock for writing, in turn.
+
+        Raises:
+            DeadlockError: the caller holds it, for reading or for writing, and would wait for itself.
+        """
+        return await self._acquire(True)
+
+    def acquire_write_nowait(self) -> bool:
+        """Take the lock for writing if nobody holds it; whether it was taken.
+
+        Raises:
+            DeadlockError: the caller holds it.
+        """
+        return self._acquire_nowait(True)
+
+    def release_write(self) -> None:
+        """Let the next in. Waits for nothing.
+
+        Raises:
+            RuntimeError: the caller does not hold the lock for writing.
+        """
+        self._release(True)
+
+    def downgrade(self) -> None:
+        """Go on as a reader, without letting a writer in between; readers that are next in line enter too.
+
+        The lock is released with ``release_read`` then; ``async with rwlock.write`` sees to that itself.
+
+        Raises:
+            RuntimeError: the caller does not hold the lock for writing.
+        """
+        hold = self._mine(True)
+        with self._lock:
+            self._turns.downgrade(hold)
+            admitted = self._admit_locked()
+        self._wake(admitted)
+        self._settle()
+
+    @property
+    def sync(self) -> "SyncRWLock":
+        """The same lock for plain threads."""
+        return SyncRWLock(self)
+
+    async def _acquire(self, writes: bool) -> Literal[True]:
+        if self._acquire_nowait(writes):
+            return True
+        hold = _Hold(writes)
+        try:
+            waiter = hold.waiter = async_waiter()
+            if not self._arrive(hold):
+                await waiter
+        except BaseException:  # cancelled, or closed with its coroutine
+            self._leave(hold)
+            raise
+        self._holds[who()] = hold
+        return True
+
+    def _block(self, writes: bool, timeout: float | None) -> bool:
+        hold = _Hold(writes)
+        try:
+            waiter = hold.waiter = ThreadWaiter()
+            # Let in at the very end of the time: it is in.
+            entered = self._arrive(hold) or waiter.park(timeout) or hold.entered
+        except BaseException:  # KeyboardInterrupt
+            self._leave(hold)
+            raise
+        if entered:
+            self._holds[who()] = hold
+        else:
+            self._leave(hold)
+        return entered
+
+    def _acquire_nowait(self, writes: bool) -> bool:
+        me = who()
+        hold = self._holds.get(me)
+        if hold is not None:
+            self._refuse_more(hold, writes)
+            hold.depth += 1
+            return True
+        hold = _Hold(writes)
+        if not self._arrive(hold):
+            return False
+        self._holds[me] = hold
+        return True
+
+    def _refuse_more(self, hold: _Hold, writes: bool) -> None:
+        """Raise unless it is a reader that wants to read again."""
+        if not writes and not hold.writes:
+            return
+        if not hold.writes:
+            has, advice = "reading", "release it first, and look again at what was read once it is held for writing"
+        elif writes:
+            has, advice = "writing", "take it once, further out"
+        else:
+            has, advice = "writing", "use 'rwlock.downgrade()' to go on as a reader"
+        wants = "writing" if writes else "reading"
+        raise DeadlockError(
+            f"to take {self!r} for {wants} its caller, who holds it for {has}, would wait for itself; {advice}"
+        )
+
+    def _mine(self, writes: bool) -> _Hold:
+        hold = self._holds.get(who())
+        if hold is None or hold.writes is not writes:
+            raise RuntimeError(f"the caller does not hold {self!r} for {'writing' if writes else 'reading'}")
+        return hold
+
+    def _release(self, writes: bool) -> None:
+        hold = self._mine(writes)
+        hold.depth -= 1
+        if not hold.depth:
+            del self._holds[who()]
+            self._leave(hold)
+
+    def _release_side(self, writes: bool) -> None:
+        """As ``_release``; at the end of a block that has taken the lock for writing, perhaps no longer for that."""
+        hold = self._holds.get(who())
+        self._release(writes if hold is None else hold.writes)
+
+    def _arrive(self, hold: _Hold) -> bool:
+        """Go in, or get in line if the hold has a waiter; whether it is in."""
+        with self._lock:
+            admitted = self._admit_locked()
+            entered = self._turns.arrive(hold, hold.waiter is not None)
+        self._wake(admitted)
+        self._settle()
+        return entered
+
+    def _leave(self, hold: _Hold) -> None:
+        """Hold it no more, and want it no more. Waits for nothing."""
+        self._left.append(hold)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let the next in, unless somebody has the lock, who does so next. See the module's theory."""
+        while self._left and self._lock.acquire(blocking=False):
+            try:
+                admitted = self._admit_locked()
+            finally:
+                self._lock.release()
+            self._wake(admitted)
+
+    def _admit_locked(self) -> list[_Hold]:
+        """Take in who has left, and let the next in; the caller wakes them, without the lock."""
+        while self._left:
+            self._turns.leave(self._left.popleft())
+        return self._turns.admit()
+
+    def _wake(self, admitted: list[_Hold]) -> None:
+        """Tell them. The caller settles afterwards."""
+        for hold in admitted:
+            if hold.waiter is not None and not hold.waiter.wake():  # its loop has ended
+                self._left.append(hold)
+
+
+class RWLockSide:
+    """An ``RWLock`` for reading or for writing; what its ``read`` and ``write`` are.
+
+    Cancellation: a cancelled ``acquire`` does not hold the lock.
+    Thread safety: every method may be called from any loop and any thread.
+
+    .. versionadded:: 0.2
+    """
+
+    __slots__ = ("_rwlock", "_writes")
+
+    def __init__(self, rwlock: RWLock, writes: bool) -> None:
+        self._rwlock = rwlock
+        self._writes = writes
+
+    def __repr__(self) -> str:
+        return f"<{'write' if self._writes else 'read'} side of {self._rwlock!r}>"
+
+    def locked(self) -> bool:
+        """Whether somebody holds the lock for this, or is being let in."""
+        turns = self._rwlock._turns
+        return turns.writing if self._writes else turns.readers > 0
+
+    async def acquire(self) -> Literal[True]:
+        """Take the lock, in turn; for reading also once more.
+
+        Raises:
+            DeadlockError: the caller holds it already, and would wait for itself.
+        """
+        return await self._rwlock._acquire(self._writes)
+
+    def acquire_nowait(self) -> bool:
+        """Take the lock if that needs no waiting; whether it was taken.
+
+        Raises:
+            DeadlockError: the caller holds it already, and would wait for itself.
+        """
+        return self._rwlock._acquire_nowait(self._writes)
+
+    def release(self) -> None:
+        """Undo one ``acquire``.
+
+        Raises:
+            RuntimeError: the caller does not hold the lock for this.
+        """
+        self._rwlock._release(self._writes)
+
+    async def __aenter__(self) -> None:
+        await self._rwlock._acquire(self._writes)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rwlock._release_side(self._writes)
+
+
+class SyncRWLock:
+    """The face of an ``RWLock`` for plain threads.
+
+    Thread safety: any thread; on one that runs a loop a call that would have to wait raises ``BlockingCallError``.
+
+    .. versionadded:: 0.2
+    """
+
+    __slots__ = ("_rwlock",)
+
+    def __init__(self, rwlock: RWLock) -> None:
+        self._rwlock = rwlock
+
+    def __repr__(self) -> str:
+        return f"<sync face of {self._rwlock!r}>"
+
+    @property
+    def readers(self) -> int:
+        """How many hold the lock for reading, or are being let in."""
+        return self._rwlock.readers
+
+    def locked(self) -> bool:
+        """Whether somebody holds the lock, for reading or for writing, or is being let in."""
+        return self._rwlock.locked()
+
+    @property
+    def read(self) -> "SyncRWLockSide":
+        """The lock for reading: a context manager with the methods of ``threading.Lock``."""
+        return SyncRWLockSide(self._rwlock, False)
+
+    @property
+    def write(self) -> "SyncRWLockSide":
+        """The lock for writing: a context manager with the methods of ``threading.Lock``."""
+        return SyncRWLockSide(self._rwlock, True)
+
+    def downgrade(self) -> None:
+        """Go on as a reader, without letting a writer in between; readers that are next in line enter too.
+
+        Raises:
+            RuntimeError: the caller does not hold the lock for writing.
+        """
+        self._rwlock.downgrade()
+
+
+class SyncRWLockSide:
+    """An ``RWLock`` for reading or for writing in plain threads, with the signatures of ``threading.Lock``.
+
+    Thread safety: any thread; on one that runs a loop a call that would have to wait raises ``BlockingCallError``.
+
+    .. versionadded:: 0.2
+    """
+
+    __slots__ = ("_rwlock", "_writes")
+
+    def __init__(self, rwlock: RWLock, writes: bool) -> None:
+        self._rwlock = rwlock
+        self._writes = writes
+
+    def __repr__(self) -> str:
+        return f"<sync face of {RWLockSide(self._rwlock, self._writes)!r}>"
+
+    def locked(self) -> bool:
+        """Whether somebody holds the lock for this, or is being let in."""
+        return RWLockSide(self._rwlock, self._writes).locked()
+
+    def acquire(self, blocking: bool = True, timeout: float | None = -1) -> bool:
+        """Take the lock, in turn; for reading also once more.
+
+        Args:
+            timeout: Seconds to wait at most; -1 and ``None`` wait as long as it takes.
+        Returns:
+            Whether the lock was taken.
+        Raises:
+            BlockingCallError: the call would have to wait, and this thread runs a loop.
+            DeadlockError: the caller holds it already, and would wait for itself.
+            ValueError: a ``timeout`` below 0 that is not -1, or one beside ``blocking=False``.
+        """
+        patience = checked_timeout(blocking, timeout)
+        rwlock = self._rwlock
+        if rwlock._acquire_nowait(self._writes):
+            return True
+        if not blocking:
+            return False
+        side = "write" if self._writes else "read"
+        refuse_on_loop_thread(f"rwlock.sync.{side}.acquire()", f"async with rwlock.{side}")
+        return rwlock._block(self._writes, patience)
+
+    def release(self) -> None:
+        """Undo one ``acquire``.
+
+        Raises:
+            RuntimeError: the caller does not hold the lock for this.
+        """
+        self._rwlock._release(self._writes)
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rwlock._release_side(self._writes)
