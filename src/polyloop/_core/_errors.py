@@ -55,7 +55,13 @@ class QueueFull(PolyloopError, asyncio.QueueFull, _prims.QueueFull):
 
 
 class QueueShutDown(PolyloopError, asyncio.QueueShutDown, _prims.QueueShutDown):
-    """The queue was shut down. Both ``asyncio.QueueShutDown`` and ``queue.ShutDown``; a signal."""
+    """The queue was shut down. Both ``asyncio.QueueShutDown`` and ``queue.ShutDown``; a signal.
+
+    Attributes:
+        items_put: How many items a ``put_many`` had put before; always from the beginning.
+    """
+
+    items_put = 0
 
 
 class GilEnabledWarning(RuntimeWarning):

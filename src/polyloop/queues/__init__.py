@@ -5,8 +5,9 @@ Each has two faces on one object: itself with asyncio's methods, and ``.sync`` w
 
 from polyloop._core._errors import QueueEmpty, QueueFull, QueueShutDown
 from polyloop.queues._ordered import LifoQueue, PriorityQueue
-from polyloop.queues._queue import Queue, SyncQueue
+from polyloop.queues._queue import Queue
 from polyloop.queues._simple import SimpleQueue, SyncSimpleQueue
+from polyloop.queues._sync import SyncQueue
 
 __all__ = (
     "LifoQueue",

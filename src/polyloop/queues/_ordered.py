@@ -118,8 +118,8 @@ class LockedQueue[T](Queue[T]):
         self._announce()
         return True
 
-    def _put_at_once(self, items: Iterable[T]) -> list[T]:
-        return list(items)
+    def _put_at_once(self, items: Iterable[T]) -> tuple[list[T], int]:
+        return list(items), 0
 
     def _putting(self, item: T) -> Callable[[], Nothing | None]:
         """What tries to put ``item``."""
@@ -160,8 +160,6 @@ class LockedQueue[T](Queue[T]):
             wake_next(self._getters)
         if self._putters and not self.full():
             wake_next(self._putters)
-        if len(self._units) > FOLD_ABOVE:
-            self._tally.fold()
 
     # Getting
 
@@ -186,6 +184,8 @@ class LockedQueue[T](Queue[T]):
                 return NOTHING
             self._load -= 1 if self._sizer is None else entry.weight
         self._made_room(1)
+        if len(self._units) > FOLD_ABOVE:
+            self._tally.fold()
         return self._unwrapped(entry)
 
     def peek_nowait(self) -> T:
@@ -254,6 +254,18 @@ class WeighedQueue[T](LockedQueue[T]):
             await super().put(item)
         finally:
             self._turn.give()
+
+    def put_nowait(self, item: T) -> None:
+        """Put an item.
+
+        Raises:
+            QueueFull: there is no room, or somebody waits for room.
+            QueueShutDown: the queue was shut down; nothing was put.
+            ValueError: the item alone weighs more than ``maxsize``.
+        """
+        if self._putters or self._turn.line:
+            raise QueueFull(f"{type(self).__name__} has others waiting for room; use 'await put()' to wait in turn")
+        super().put_nowait(item)
 
     def _block_put(self, item: T, timeout: float | None) -> bool:
         deadline = None if timeout is None else _prims.monotonic() + timeout

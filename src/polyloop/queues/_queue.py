@@ -13,13 +13,13 @@ ordered by ``_ending``: nobody takes a queue for empty whose items are in the ha
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Self, cast
 
 from polyloop._core import _prims
 from polyloop._core._errors import QueueEmpty, QueueFull, QueueShutDown
-from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._waiting import NOTHING, Line, Nothing, Stock, block_until, until, wake_all, wake_next
+from polyloop.queues._sync import SyncQueue, check_max
 from polyloop.queues._tally import FOLD_ABOVE, Tally
 
 #: Says how much an item weighs.
@@ -122,7 +122,10 @@ class Queue[T]:
                 places.pop()
             except IndexError:
                 await until(self._putters, self._try_place)
-        self._append(item)
+        self._units.append(None)  # before the item: whoever gets it may report it at once
+        self._items.append(item)
+        if self._getters or self._down:
+            self._after_put(item)
 
     def put_nowait(self, item: T) -> None:
         """Put an item.
@@ -138,26 +141,24 @@ class Queue[T]:
             except IndexError:
                 if self._try_place() is NOTHING:
                     raise QueueFull(self._full_message()) from None
-        self._append(item)
-
-    def _append(self, item: T) -> None:
-        """Put an item whose place was taken, and wake a getter."""
-        units = self._units
-        units.append(None)  # before the item: whoever gets it may report it at once
+        self._units.append(None)
         self._items.append(item)
         if self._getters or self._down:
-            if self._down and self._take_back(item):
-                raise self._ended()
-            wake_next(self._getters)
-        if len(units) > FOLD_ABOVE:
-            self._tally.fold()
+            self._after_put(item)
+
+    def _after_put(self, item: T) -> None:
+        if self._down and self._take_back(item):
+            raise self._ended()
+        wake_next(self._getters)
 
     def _block_put(self, item: T, timeout: float | None) -> bool:
         """Put an item on a plain thread; ``False`` when ``timeout`` seconds have passed first."""
         look = None if self._places is None else self._places.__len__
         if block_until(self._putters, self._try_place, timeout, look) is NOTHING:
             return False
-        self._append(item)
+        self._units.append(None)
+        self._items.append(item)
+        self._after_put(item)
         return True
 
     def _try_place(self) -> Nothing | None:
@@ -193,11 +194,10 @@ class Queue[T]:
             item = self._items.popleft()
         except IndexError:
             return await until(self._getters, self._try_get)
-        places = self._places
-        if places is not None:
-            places.append(None)
-            if self._putters:
-                wake_next(self._putters)
+        if self._places is not None:
+            self._made_room(1)
+        if len(self._units) > FOLD_ABOVE:
+            self._tally.fold()
         return item
 
     def get_nowait(self) -> T:
@@ -219,11 +219,10 @@ class Queue[T]:
             if not self._down:
                 return NOTHING
             item = self._last_look()
-        places = self._places
-        if places is not None:
-            places.append(None)
-            if self._putters:
-                wake_next(self._putters)
+        if self._places is not None:
+            self._made_room(1)
+        if len(self._units) > FOLD_ABOVE:
+            self._tally.fold()
         return item
 
     def _last_look(self) -> T:
@@ -264,46 +263,52 @@ class Queue[T]:
         """Put items in their order, waiting for room as need be; cheaper than one by one.
 
         Raises:
-            QueueShutDown: the queue was shut down; what was put before stays, the rest was not put.
-        Cancellation: what was put stays; the rest was not.
+            QueueShutDown: the queue was shut down; its ``items_put`` says how many were put before, and stay.
+        Cancellation: what was put stays; the rest was not put.
         """
-        for item in self._put_at_once(items):
-            await self.put(item)
+        batch, put = self._put_at_once(items)
+        try:
+            while put < len(batch):
+                await self.put(batch[put])
+                put += 1
+        except QueueShutDown as exc:
+            exc.items_put = put
+            raise
 
     def put_many_nowait(self, items: Iterable[T]) -> int:
         """Put as many of ``items`` as there is room for, in their order; return how many.
 
         Raises:
-            QueueShutDown: the queue was shut down.
+            QueueShutDown: the queue was shut down; its ``items_put`` says how many were put before, and stay.
         """
-        batch = list(items)
-        rest = self._put_at_once(batch)
-        put = len(batch) - len(rest)
-        for item in rest:
-            try:
-                self.put_nowait(item)
-            except QueueFull:
-                break
-            put += 1
-        return put
+        batch, put = self._put_at_once(items)
+        try:
+            while put < len(batch):
+                self.put_nowait(batch[put])
+                put += 1
+        except QueueFull:
+            return put
+        except QueueShutDown as exc:
+            exc.items_put = put
+            raise
+        return len(batch)
 
-    def _put_at_once(self, items: Iterable[T]) -> list[T]:
-        """Put what needs no waiting, and return what is left."""
+    def _put_at_once(self, items: Iterable[T]) -> tuple[list[T], int]:
+        """Put what needs no waiting; return all items, and how many of them were put."""
         batch = list(items)
         if self._places is not None or self._down:
-            return batch
-        units = self._units
-        units.extend([None] * len(batch))
+            return batch, 0
+        self._units.extend([None] * len(batch))
         self._items.extend(batch)
         if self._down:
             put = len(batch) - sum([self._take_back(item) for item in reversed(batch)])
             if put < len(batch):
-                raise QueueShutDown(f"{type(self).__name__} was shut down; {put} of {len(batch)} items were got before")
+                exc = self._ended()
+                exc.items_put = put
+                raise exc
         for _ in range(min(len(batch), len(self._getters))):
             wake_next(self._getters)
-        while len(units) > FOLD_ABOVE:
-            self._tally.fold()
-        return []
+        return batch, len(batch)
 
     async def get_many(self, max_items: int) -> list[T]:
         """Take the first items, at least one and at most ``max_items``, waiting only for the first.
@@ -313,7 +318,7 @@ class Queue[T]:
             ValueError: ``max_items`` is below 1.
         Cancellation: nothing was taken.
         """
-        _check_max(max_items)
+        check_max(max_items)
         return self._with_more(await self.get(), max_items)
 
     def get_many_nowait(self, max_items: int) -> list[T]:
@@ -323,7 +328,7 @@ class Queue[T]:
             QueueShutDown: there is none, and the queue was shut down.
             ValueError: ``max_items`` is below 1.
         """
-        _check_max(max_items)
+        check_max(max_items)
         first = self._try_get()
         return [] if first is NOTHING else self._with_more(cast("T", first), max_items)
 
@@ -352,10 +357,16 @@ class Queue[T]:
 
     def _made_room(self, places: int) -> None:
         """Make room for so many items, and wake as many who wait for it."""
-        if self._places is not None and places > 0:
-            self._places.extend([None] * places)
-            for _ in range(min(places, len(self._putters))):
+        if self._places is None:
+            return
+        if places == 1:
+            self._places.append(None)
+            if self._putters:
                 wake_next(self._putters)
+            return
+        self._places.extend([None] * places)
+        for _ in range(min(places, len(self._putters))):
+            wake_next(self._putters)
 
     def _dropped(self, items: int) -> None:
         """Account for items that nobody will report."""
@@ -419,12 +430,12 @@ class Queue[T]:
     # Faces
 
     @property
-    def sync(self) -> "SyncQueue[T]":
+    def sync(self) -> SyncQueue[T]:
         """The same queue for plain threads, with the signatures of ``queue.Queue``."""
         return SyncQueue(self)
 
     @property
-    def sync_q(self) -> "SyncQueue[T]":
+    def sync_q(self) -> SyncQueue[T]:
         """``sync``, by the name that janus and culsans have for it."""
         return SyncQueue(self)
 
@@ -454,177 +465,3 @@ class Queue[T]:
     async def aclose(self) -> None:
         """``close``, by janus' name."""
         self.close()
-
-
-class SyncQueue[T]:
-    """The face of a queue for plain threads, with the signatures of ``queue.Queue``.
-
-    Thread safety: any thread; on one that runs a loop a call that would have to wait raises ``BlockingCallError``.
-
-    .. versionadded:: 0.2
-    """
-
-    __slots__ = ("_queue",)
-
-    def __init__(self, queue: Queue[T]) -> None:
-        self._queue = queue
-
-    def __repr__(self) -> str:
-        return f"<sync face of {self._queue!r}>"
-
-    @property
-    def maxsize(self) -> int:
-        """Most items at once; 0 and below set no bound."""
-        return self._queue.maxsize
-
-    @property
-    def unfinished_tasks(self) -> int:
-        """How many items were put and not reported by ``task_done``."""
-        return self._queue.unfinished_tasks
-
-    @property
-    def is_shutdown(self) -> bool:
-        """Whether ``shutdown`` was called."""
-        return self._queue.is_shutdown
-
-    @property
-    def closed(self) -> bool:
-        """``is_shutdown``, by janus' name."""
-        return self._queue.is_shutdown
-
-    def qsize(self) -> int:
-        """How many items are in the queue now."""
-        return self._queue.qsize()
-
-    def empty(self) -> bool:
-        """Whether the queue has no item now."""
-        return self._queue.empty()
-
-    def full(self) -> bool:
-        """Whether the queue has no room now."""
-        return self._queue.full()
-
-    def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
-        """Put an item.
-
-        Args:
-            block: Whether to wait for room.
-            timeout: Seconds to wait at most; ``None`` waits as long as it takes.
-        Raises:
-            BlockingCallError: there is no room, and this thread runs a loop.
-            QueueFull: there was no room, or none in time.
-            QueueShutDown: the queue was shut down; nothing was put.
-            ValueError: a ``timeout`` below 0.
-        """
-        queue = self._queue
-        try:
-            queue.put_nowait(item)
-        except QueueFull:
-            if not block:
-                raise
-        else:
-            return
-        check_timeout(timeout)
-        refuse_on_loop_thread("queue.sync.put()", "await queue.put()")
-        if not queue._block_put(item, timeout):
-            raise QueueFull(f"{type(queue).__name__} had no room for {timeout} s")
-
-    def get(self, block: bool = True, timeout: float | None = None) -> T:
-        """Take an item.
-
-        Args:
-            block: Whether to wait for one.
-            timeout: Seconds to wait at most; ``None`` waits as long as it takes.
-        Raises:
-            BlockingCallError: there is none, and this thread runs a loop.
-            QueueEmpty: there was none, or none in time.
-            QueueShutDown: the queue was shut down and is empty.
-            ValueError: a ``timeout`` below 0.
-        """
-        queue = self._queue
-        item = queue._try_get()
-        if item is NOTHING and block:
-            check_timeout(timeout)
-            refuse_on_loop_thread("queue.sync.get()", "await queue.get()")
-            item = block_until(queue._getters, queue._try_get, timeout, queue._items.__len__)
-        if item is NOTHING:
-            raise QueueEmpty(f"{type(queue).__name__} is empty" + (f" after {timeout} s" if block else ""))
-        return cast("T", item)
-
-    def put_nowait(self, item: T) -> None:
-        """Put an item, or raise ``QueueFull``."""
-        self._queue.put_nowait(item)
-
-    def get_nowait(self) -> T:
-        """Take an item, or raise ``QueueEmpty``."""
-        return self._queue.get_nowait()
-
-    def peek_nowait(self) -> T:
-        """Return the next item without taking it, or raise ``QueueEmpty``."""
-        return self._queue.peek_nowait()
-
-    def put_many(self, items: Iterable[T], timeout: float | None = None) -> None:
-        """Put items in their order, waiting for room as need be, for each at most ``timeout`` seconds.
-
-        Raises:
-            BlockingCallError, QueueFull, QueueShutDown, ValueError: as ``put``; those before it were put.
-        """
-        for item in self._queue._put_at_once(items):
-            self.put(item, timeout=timeout)
-
-    def get_many(self, max_items: int, timeout: float | None = None) -> list[T]:
-        """Take the next items, at least one and at most ``max_items``, waiting only for the first.
-
-        Raises:
-            BlockingCallError, QueueEmpty, QueueShutDown: as ``get``.
-            ValueError: ``max_items`` is below 1, or ``timeout`` below 0.
-        """
-        _check_max(max_items)
-        return self._queue._with_more(self.get(timeout=timeout), max_items)
-
-    def clear(self) -> int:
-        """Drop all items; return how many."""
-        return self._queue.clear()
-
-    def task_done(self) -> None:
-        """Report that an item that was got has been dealt with.
-
-        Raises:
-            ValueError: called more often than items were put.
-        """
-        self._queue.task_done()
-
-    def join(self) -> None:
-        """Wait until every item that was put has been reported by ``task_done``.
-
-        Raises:
-            BlockingCallError: it would have to wait, and this thread runs a loop.
-        """
-        queue = self._queue
-        if queue._try_join() is NOTHING:
-            refuse_on_loop_thread("queue.sync.join()", "await queue.join()")
-            block_until(queue._joiners, queue._try_join, None)
-
-    def shutdown(self, immediate: bool = False) -> None:
-        """End the queue: from now on ``put`` raises, and ``get`` too once the queue is empty."""
-        self._queue.shutdown(immediate)
-
-    def __iter__(self) -> Iterator[T]:
-        """Iterate over the items until the queue is shut down and empty; several threads may."""
-        return self
-
-    def __next__(self) -> T:
-        try:
-            return self.get()
-        except QueueShutDown:
-            raise StopIteration from None
-
-
-def _check_max(max_items: int) -> None:
-    if max_items < 1:
-        raise ValueError(f"max_items must be at least 1, got {max_items!r}")
-
-
-def check_timeout(timeout: float | None) -> None:
-    if timeout is not None and timeout < 0:
-        raise ValueError(f"'timeout' must be a non-negative number, got {timeout!r}")

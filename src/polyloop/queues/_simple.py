@@ -6,7 +6,7 @@ from typing import cast
 from polyloop._core._errors import QueueEmpty
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._waiting import NOTHING, Line, Nothing, block_until, until, wake_next
-from polyloop.queues._queue import check_timeout
+from polyloop.queues._sync import check_timeout
 
 
 class SimpleQueue[T]:
