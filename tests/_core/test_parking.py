@@ -73,8 +73,9 @@ def test_a_park_cancelled_after_its_wake_raises_all_the_same(left: TestLoop) -> 
     assert handle.result() == "cancelled"
 
 
-def test_a_wake_after_the_loop_has_ended_is_harmless() -> None:
-    """The loop was closed under a parked coroutine: a wake finds nobody, on its thread or on another."""
+@pytest.mark.parametrize("first", ["wake", "close"])
+def test_what_is_handed_to_a_coroutine_of_a_dead_loop_is_passed_on_once(first: str) -> None:
+    """The loop was closed under it: its waker goes on to the next, or it does so itself when it is closed, not both."""
     waiters: list[LoopWaiter] = []
 
     def abandon() -> None:
@@ -87,12 +88,28 @@ def test_a_wake_after_the_loop_has_ended_is_harmless() -> None:
 
         loop.run_until_complete(begin())
         loop.close()
-        assert waiters[0].wake() is False  # so the waker goes on to the next
 
     abandoned: list[object] = []
     TestThread(abandon).result()
-    assert waiters[0].wake() is False
-    assert len(waiters) == 1
+    (waiter,) = waiters
+    if first == "wake":
+        assert waiter.wake() is False  # so its waker goes on to the next
+        assert waiter.forsaken() is True
+    else:
+        assert waiter.forsaken() is False  # so it passes on what it was woken for
+        assert waiter.wake() is True
+
+
+def test_a_waiter_that_was_woken_is_not_forsaken(left: TestLoop) -> None:
+    """Its loop lives: a coroutine that is cancelled at that moment passes on what it was woken for."""
+
+    async def main() -> None:
+        waiter = LoopWaiter()
+        assert waiter.wake() is True
+        assert waiter.forsaken() is False
+        assert not waiter._port.fates
+
+    left.run(main)
 
 
 def test_blocking_on_a_loop_is_refused_with_the_awaitable_twin(left: TestLoop) -> None:

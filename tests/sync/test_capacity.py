@@ -7,24 +7,14 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.sync.helpers import park_on_a_dead_loop, until
 
 import polyloop
 from polyloop.sync import CapacityLimiter, WouldBlock
 from polyloop.testing import TestLoop, TestThread
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does next; it has nothing else to do."""
-    turn = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        turn.wait(0.01)
-    raise AssertionError("it never came to be")
 
 
 def waiting(limiter: CapacityLimiter) -> int:
@@ -237,6 +227,20 @@ def test_a_waiter_that_is_closed_takes_no_token_with_it() -> None:
         assert limiter.borrowed_tokens == 0
 
     asyncio.run(main())
+
+
+def test_a_waiter_of_a_dead_loop_is_skipped() -> None:
+    """The token goes to the next, or back."""
+    limiter = CapacityLimiter(1)
+    limiter.acquire_on_behalf_of_nowait("first")
+    parked = park_on_a_dead_loop(lambda: limiter.acquire_on_behalf_of("dead"))
+    thread = TestThread(limiter.sync.acquire)
+    until(lambda: waiting(limiter) == 2)
+    limiter.release_on_behalf_of("first")
+    assert thread.result()
+    assert (len(limiter._entries), limiter.borrowed_tokens) == (1, 1)
+    parked.close()
+    assert limiter.borrowed_tokens == 1
 
 
 def test_borrowers_are_hashed_compared_and_shown_without_the_lock() -> None:

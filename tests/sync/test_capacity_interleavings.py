@@ -33,9 +33,10 @@ class ModelWaiter:
         won, self.unclaimed = self.unclaimed, False
         return won
 
-    def wake(self) -> None:
+    def wake(self) -> bool:
         self.run.step("wake")
         self.woken = True
+        return True
 
     def park(self, timeout: float | None = None) -> bool:
         if self.gives_up:

@@ -6,6 +6,7 @@ thread of a loop that somebody else runs (``asyncio.run``, Jupyter, pytest) gets
 
 import asyncio
 import sys
+import weakref
 from typing import TYPE_CHECKING
 
 from polyloop._core import _prims, _trio
@@ -30,17 +31,24 @@ def runs_a_loop() -> bool:
     return asyncio._get_running_loop() is not None
 
 
-def who() -> int:
-    """What stands for the running task (asyncio or trio), else for the calling thread.
+def who() -> object:
+    """What stands for the running task (asyncio or trio), else for the calling thread; to be compared, and hashed.
 
-    Not the task itself: a lock that kept it alive could be the last to drop it, on another thread than its loop's.
+    Never again for another: the identities of tasks and threads are reused. And not the task itself: a lock that kept
+    it alive could be the last to drop it, on another thread than its loop's.
     """
     loop = _running_loop()
     if loop is not None:
         task = _current_task(loop)
         if task is not None:
-            return id(task)
-    return (_TRIO in _modules and _trio.task_ident()) or _get_ident()
+            return _ref(task)
+    if _TRIO in _modules and (trio_task := _trio.current_task()) is not None:
+        return _ref(trio_task)
+    try:
+        return _mine.token
+    except AttributeError:
+        _mine.token = token = object()
+        return token
 
 
 def who_by_name() -> str:
@@ -48,13 +56,16 @@ def who_by_name() -> str:
     thread = f"thread {_prims.current_thread().name!r}"
     loop = _running_loop()
     task = _current_task(loop) if loop is not None else None
-    name = task.get_name() if task is not None else _trio.task_name()
-    return thread if name is None else f"task {name!r} of {thread}"
+    if task is not None:
+        return f"task {task.get_name()!r} of {thread}"
+    trio_task = _trio.current_task()
+    return thread if trio_task is None else f"task {trio_task.name!r} of {thread}"
 
 
 # Every lock asks who(): a global is read faster than the attribute of a module.
 _running_loop = asyncio._get_running_loop
 _current_task = asyncio.current_task
-_get_ident = _prims.get_ident
+_ref = weakref.ref
+_mine = _prims.local()  # of each thread its token; not in ``here``, whose class makes it three times as slow
 _modules = sys.modules
 _TRIO = "trio"

@@ -5,10 +5,9 @@ decided elsewhere: as a rule by whoever takes it out of the line it stands in (s
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from polyloop._core import _prims, _trio
 from polyloop._core._context import here, runs_a_loop
@@ -21,7 +20,10 @@ class Waiter(Protocol):
     """Whoever is parked, or about to park."""
 
     def wake(self) -> bool:
-        """End the park, or prevent it. Any thread; once. ``False``: nobody waits here any more, try the next one."""
+        """End the park, or prevent it. Any thread; once.
+
+        ``False``: nobody waits here any more, or it was woken elsewhere; try the next one.
+        """
         ...
 
 
@@ -32,6 +34,13 @@ class AsyncWaiter(Waiter, Protocol):
     """
 
     def __await__(self) -> Generator[Any, Any, Any]: ...
+
+    def forsaken(self) -> bool:
+        """Whether ``wake`` has returned ``False``, or will: so there is nothing to be passed on.
+
+        For a coroutine that ends while it is parked, is out of its line, and may have been handed something. Once.
+        """
+        ...
 
 
 class LoopWaiter:
@@ -50,18 +59,38 @@ class LoopWaiter:
     def wake(self) -> bool:
         port = self._port
         if port.is_current():
-            self()
-        elif port.mailbox.closed:
-            return False
-        else:
-            port.post(self)  # itself: a bound method would be one more object for the garbage collector
+            return self() or self._refuse()
+        if port.mailbox.closed:
+            return self._refuse()
+        port.post(self)  # itself: a bound method would be one more object for the garbage collector
         return True
 
-    def __call__(self) -> None:
-        """Resolve the future, on its loop."""
+    def __call__(self) -> bool:
+        """Resolve the future, on its loop; ``False`` if that was closed under it."""
         if not self._future.done():  # done: the parked task was cancelled meanwhile
-            with contextlib.suppress(RuntimeError):  # the loop was closed under it
+            try:
                 self._future.set_result(None)
+            except RuntimeError:
+                return False
+        return True
+
+    def _refuse(self) -> bool:
+        """The loop has ended; ``True`` if the coroutine was closed, too, and has passed on what it was woken for."""
+        return self._port.fates.setdefault(self, _REFUSED) is not _REFUSED
+
+    def forsaken(self) -> bool:
+        """Whether ``wake`` has returned ``False``, or will. For a coroutine that ends after it was taken for woken."""
+        port = self._port
+        if port.fates.setdefault(self, _PASSED_ON) is _REFUSED:
+            return True
+        if not port.mailbox.closed:  # as a rule: the wake-up has been posted
+            del port.fates[self]
+        return False
+
+
+#: What has become of a waiter whose loop has ended: its waker has gone on to the next, or it has, being closed.
+_REFUSED: Final = "refused"
+_PASSED_ON: Final = "passed on"
 
 
 def async_waiter() -> AsyncWaiter:

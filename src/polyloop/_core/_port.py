@@ -53,6 +53,9 @@ class Port:
         # For callbacks of ours that need no variables: entered by this thread only. A shared one would raise
         # "cannot enter context" when two threads enter it at once.
         self.context = contextvars.Context()
+        # Waiters that somebody wanted to wake, or that were closed, when the loop had ended: what came first. Single
+        # operations of any thread.
+        self.fates: dict[object, str] = {}
         # Whether tasks here are asyncio.Task, made as the loop itself would: no task factory, no create_task of its
         # own.
         self.plain_tasks = False

@@ -5,6 +5,7 @@ trio is never imported from here. A thread that runs it has imported it.
 
 import sys
 from collections.abc import Generator
+from contextlib import AbstractContextManager
 from typing import Any
 
 
@@ -20,16 +21,16 @@ def _hosted() -> bool:
     return asyncio is not None and asyncio._get_running_loop() is not None
 
 
-def task_ident() -> int | None:
-    """What stands for the running trio task; ``None`` if there is none."""
+def current_task() -> Any:
+    """The running trio task; ``None`` if there is none."""
     trio = sys.modules.get("trio")
-    return id(trio.lowlevel.current_task()) if trio is not None and trio.lowlevel.in_trio_task() else None
+    return trio.lowlevel.current_task() if trio is not None and trio.lowlevel.in_trio_task() else None
 
 
-def task_name() -> str | None:
-    """The name of the running trio task; ``None`` if there is none."""
-    trio = sys.modules.get("trio")
-    return trio.lowlevel.current_task().name if trio is not None and trio.lowlevel.in_trio_task() else None
+def shield() -> AbstractContextManager[object]:
+    """A block of a trio task that its cancellation does not reach."""
+    scope: AbstractContextManager[object] = sys.modules["trio"].CancelScope(shield=True)
+    return scope
 
 
 class TrioWaiter:
@@ -62,6 +63,10 @@ class TrioWaiter:
         except self._run_finished:
             return False
         return True
+
+    def forsaken(self) -> bool:
+        """No task outlives its trio."""
+        return False
 
     def __call__(self) -> None:
         """Let the task go on, on its thread."""

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Final, Literal, cast
 
 from polyloop._core import _prims
-from polyloop._core._parking import ThreadWaiter, Waiter, async_waiter, spin_until
+from polyloop._core._parking import AsyncWaiter, ThreadWaiter, Waiter, async_waiter, spin_until
 from polyloop._core._prims import Lock
 
 type Line = deque[Waiter]
@@ -64,6 +64,11 @@ def leave(line: Line, waiter: Waiter) -> bool:
     except ValueError:
         return False
     return True
+
+
+def was_woken(line: Line, waiter: AsyncWaiter) -> bool:
+    """Whether the parked coroutine that ends was woken, so that it must pass on what for; else it has left its line."""
+    return not leave(line, waiter) and not waiter.forsaken()
 
 
 async def until[R](line: Line, attempt: Callable[[], R | Nothing]) -> R:
@@ -214,7 +219,7 @@ class Permits(Stock):
             self.match()
             await waiter
         except BaseException:
-            if not leave(self.line, waiter):
+            if was_woken(self.line, waiter):
                 self.give()
             raise
 

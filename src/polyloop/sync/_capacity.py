@@ -77,7 +77,7 @@ class CapacityLimiter:
         with self._lock:
             self._total = total
             served = self._serve_locked()
-        _wake(served)
+        self._wake(served)
         self._settle()
 
     @property
@@ -172,7 +172,7 @@ class CapacityLimiter:
             elif waiter is not None:
                 self._waiting[entry] = waiter
             taken = entry.held
-        _wake(served)
+        self._wake(served)
         self._settle()
         return taken
 
@@ -189,9 +189,16 @@ class CapacityLimiter:
                 served = self._serve_locked()
             finally:
                 self._lock.release()
-            _wake(served)
+            self._wake(served)
 
-    def _serve_locked(self) -> list[_Waiter]:
+    def _wake(self, served: list[tuple[_Entry, _Waiter]]) -> None:
+        """Tell those who got a token. The caller settles afterwards."""
+        for entry, waiter in served:
+            if not waiter.wake():  # its loop has ended
+                self._entries.pop(entry.key, None)
+                self._returned.append(entry)
+
+    def _serve_locked(self) -> list[tuple[_Entry, _Waiter]]:
         """Take in what was returned and hand free tokens on; the caller wakes who got one, without the lock."""
         while self._returned:
             entry = self._returned.popleft()
@@ -200,12 +207,12 @@ class CapacityLimiter:
                 self._held -= 1
             else:
                 self._waiting.pop(entry, None)
-        served: list[_Waiter] = []
+        served: list[tuple[_Entry, _Waiter]] = []
         while self._waiting and self._held < self._total:
             entry, waiter = self._waiting.popitem(last=False)
             entry.held = True
             self._held += 1
-            served.append(waiter)
+            served.append((entry, waiter))
         return served
 
 
@@ -291,8 +298,3 @@ def _me() -> _Borrower:
 def _key(borrower: _Borrower) -> _Borrower:
     """What stands for ``borrower`` in the limiter: a task is dropped by its own loop's thread, so it is not kept."""
     return weakref.ref(cast("object", borrower)) if isinstance(borrower, asyncio.Future) else borrower
-
-
-def _wake(served: list[_Waiter]) -> None:
-    for waiter in served:
-        waiter.wake()

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, cast
 
-from polyloop._core import _prims
+from polyloop._core import _prims, _trio
 from polyloop._core._parking import ThreadWaiter, async_waiter, refuse_on_loop_thread
-from polyloop._core._waiting import Line, leave, wake_next
+from polyloop._core._waiting import Line, leave, wake_next, was_woken
 from polyloop.sync._face import described, patience_of
 from polyloop.sync._lock import Lock, RLock, SyncLock, SyncRLock
 
@@ -73,13 +73,17 @@ class Condition:
             finally:
                 await self._acquire_again(depth)
         except BaseException:
-            if not leave(self._line, waiter):
+            if was_woken(self._line, waiter):
                 wake_next(self._line)  # it was notified and will not use it
             raise
         return True
 
     async def _acquire_again(self, depth: int) -> None:
         """Take the lock, whatever happens, and raise the last cancellation once it is held."""
+        if _trio.runs_this():
+            with _trio.shield():
+                await self._lock._acquire_again(depth)
+            return
         cancelled: BaseException | None = None
         while True:
             try:
@@ -174,13 +178,16 @@ class SyncCondition:
         waiter = ThreadWaiter()
         line.append(waiter)
         depth = lock._release_all()
-        notified = False
         try:
             notified = waiter.park(patience) or not leave(line, waiter)
-        finally:
-            lock._block_again(depth)
-            if not notified and not leave(line, waiter) and patience is None:
-                wake_next(line)  # interrupted after it was notified
+        except BaseException:  # KeyboardInterrupt
+            try:
+                lock._block_again(depth)
+            finally:
+                if not leave(line, waiter):
+                    wake_next(line)  # it was notified and will not use it
+            raise
+        lock._block_again(depth)
         return notified
 
     def wait_for[T](self, predicate: Callable[[], T], timeout: float | None = None) -> T:

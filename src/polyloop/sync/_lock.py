@@ -8,6 +8,7 @@ from asyncio import current_task
 from collections import deque
 from types import TracebackType
 from typing import Literal
+from weakref import ref
 
 from polyloop._core._context import who
 from polyloop._core._errors import DeadlockError
@@ -36,7 +37,7 @@ class Lock:
     def __init__(self) -> None:
         self._permits = Permits(1)
         self._free = self._permits.free
-        self._holder: deque[int] = deque()  # who holds it; appended by the holder, popped by whoever releases
+        self._holder: deque[object] = deque()  # who holds it; appended by the holder, popped by whoever releases
 
     def __repr__(self) -> str:
         return described(self, "locked" if self.locked() else "unlocked", self._permits.line)
@@ -93,7 +94,7 @@ class Lock:
             self._refuse_holder("async with lock")
             await self._permits.wait()
         try:
-            self._holder.append(id(task) if (task := current_task()) is not None else who())
+            self._holder.append(ref(task) if (task := current_task()) is not None else who())
         except RuntimeError:  # no loop of asyncio runs here
             self._holder.append(who())
 
@@ -225,7 +226,7 @@ class RLock:
 
     def __init__(self) -> None:
         self._permits = Permits(1)
-        self._owner = 0  # written by who has the permit; others may read it, and find that it is not them
+        self._owner: object = None  # written by who has the permit; others may read it, and find that it is not them
         self._depth = 0  # of the owner; written and read by the owner
 
     def __repr__(self) -> str:
@@ -263,7 +264,7 @@ class RLock:
         self._check_owner()
         self._depth -= 1
         if not self._depth:
-            self._owner = 0
+            self._owner = None
             self._permits.give()
 
     async def __aenter__(self) -> None:
@@ -298,7 +299,7 @@ class RLock:
         self._check_owner()
         depth = self._depth
         self._depth = 0
-        self._owner = 0
+        self._owner = None
         self._permits.give()
         return depth
 

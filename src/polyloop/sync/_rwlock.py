@@ -111,7 +111,7 @@ class RWLock:
     __slots__ = ("__weakref__", "_holds", "_left", "_lock", "_turns")
 
     def __init__(self) -> None:
-        self._holds: dict[int, _Hold] = {}  # by who(); written by the holder, from when it knows that it has entered
+        self._holds: dict[object, _Hold] = {}  # by who(); written by the holder, from when it knows that it has entered
         self._left: deque[_Hold] = deque()  # appended by any thread, popped under the lock
         self._lock = _prims.Lock()  # guards the one below
         self._turns = _Turns()
