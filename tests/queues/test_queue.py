@@ -4,6 +4,7 @@ import asyncio
 import queue as std
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ KINDS: list[Callable[..., Queue[Any]]] = [
     Queue,
     LifoQueue,
     PriorityQueue,
-    lambda maxsize=0: Queue(maxsize, sizer=lambda item: 1),
+    partial(Queue, sizer=lambda item: 1),  # pyright: ignore[reportUnknownLambdaType]
 ]
 
 
@@ -53,8 +54,12 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 def test_a_queue_is_first_in_first_out() -> None:
     """And the others are what their names say."""
-    for kind, order in ((Queue, [2, 3, 1]), (LifoQueue, [1, 3, 2]), (PriorityQueue, [1, 2, 3])):
-        queue: Queue[int] = kind()
+    queues: list[tuple[Queue[int], list[int]]] = [
+        (Queue[int](), [2, 3, 1]),
+        (LifoQueue[int](), [1, 3, 2]),
+        (PriorityQueue[int](), [1, 2, 3]),
+    ]
+    for queue, order in queues:
         for item in (2, 3, 1):
             queue.put_nowait(item)
         assert queue.peek_nowait() == order[0]
@@ -290,7 +295,7 @@ def test_a_batch_says_how_many_it_has_put() -> None:
     assert caught.value.items_put == 2
     assert queue.get_many_nowait(9) == [1, 2]
     with pytest.raises(QueueShutDown) as caught:
-        Queue.put_many_nowait(queue, [4])
+        queue.put_many_nowait([4])
     assert caught.value.items_put == 0
 
 
