@@ -64,6 +64,34 @@ class QueueShutDown(PolyloopError, asyncio.QueueShutDown, _prims.QueueShutDown):
     items_put = 0
 
 
+class ChannelClosed(QueueShutDown):
+    """The other side of a channel is closed: nothing will come, or nobody will receive. A signal, as its base."""
+
+
+class ClosedEndError(PolyloopError, RuntimeError):
+    """The end of a channel that was used is closed itself."""
+
+
+class Lagged(PolyloopError):
+    """A receiver of a broadcast was too slow, and values were overwritten that it had not received; a signal.
+
+    Args:
+        missed: How many.
+    """
+
+    def __init__(self, missed: int) -> None:
+        super().__init__(missed)
+
+    @property
+    def missed(self) -> int:
+        """How many values were missed."""
+        missed: int = self.args[0]
+        return missed
+
+    def __str__(self) -> str:
+        return f"{self.missed} values were overwritten before this receiver came to them"
+
+
 class GilEnabledWarning(RuntimeWarning):
     """The GIL of a free-threaded interpreter was switched on, so loops no longer run in parallel."""
 
