@@ -70,7 +70,8 @@ def _config(pygal: Any, panel: Panel) -> Any:
     )  # fmt: skip
     config.width, config.height, config.margin = _WIDTH, _HEIGHT, 16
     config.title, config.x_title, config.y_title = panel.title, panel.x_title, panel.y_title or None
-    config.show_legend, config.legend_at_bottom, config.legend_at_bottom_columns = not one, True, 2
+    config.show_legend, config.legend_at_bottom = not one, True
+    config.legend_at_bottom_columns = max(2, len(panel.series))  # in one line: there is no room for two
     config.print_values, config.include_x_axis, config.range = True, True, _range(panel)
     config.print_values_position, config.truncate_label = "top", -1
     config.dots_size, config.min_scale, config.max_scale, config.rounded_bars = 5, 4, 6, 2
