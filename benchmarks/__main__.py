@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [NAME ...] [--rounds N] [--json FILE]``.
+"""Run the benchmarks: ``python -m benchmarks [NAME ...] [--rounds N] [--json FILE] [--figures FOLDER]``.
 
 Every benchmark prints its medians, its goals and whether this run met them. The exit status is 0 also when a goal was
 missed: a shared machine is no place for a timed test.
@@ -9,8 +9,9 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from benchmarks import calls, curves, offload, posts, quiet, single
+from benchmarks import calls, curves, offload, posts, queues, quiet, single, sync
 from benchmarks._measure import Report, environment
 
 BENCHMARKS: dict[str, Callable[[int], Report]] = {
@@ -22,6 +23,15 @@ BENCHMARKS: dict[str, Callable[[int], Report]] = {
     "single": single.run,
     "idle": quiet.idle,
     "busy": quiet.busy,
+    "queue-throughput": queues.throughput,
+    "queue-bounded": queues.bounded,
+    "queue-mpmc": queues.many,
+    "queue-latency": queues.latency,
+    "queue-local": queues.local,
+    "queue-arrival": queues.arrival,
+    "sync-uncontended": sync.uncontended,
+    "sync-contended": sync.contended,
+    "sync-local": sync.local,
     "curve-tasks": curves.tasks,
     "curve-posts": curves.posts,
     "curve-memory": curves.memory,
@@ -34,6 +44,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--rounds", type=int, default=7, help="rounds whose median counts (7)")
     parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument("--figures", metavar="FOLDER", type=Path, help="also write tables and charts for the docs")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in BENCHMARKS]
     if unknown:
@@ -47,6 +58,11 @@ def main() -> None:
         with open(options.json, "w") as file:
             found = {name: dataclasses.asdict(report) for name, report in reports.items()}
             json.dump({"environment": environment(), "benchmarks": found}, file, indent=2)
+    if options.figures:
+        from benchmarks import _figures
+
+        for path in _figures.write(options.figures, reports, options.rounds):
+            print(f"wrote {path}")
 
 
 def show(name: str, report: Report) -> None:

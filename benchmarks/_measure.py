@@ -12,6 +12,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+
+#: Does its work so many times; returns what one time costs.
+type Rival = Callable[[int], float]
+
+#: How much of a measurement is run once before it.
+WARM_UP = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +52,27 @@ class Report:
         self.goals.append(Goal(text, ratio, bound, at_least=False))
 
 
-def medians(rivals: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Call each rival once a round, in turn, and return the median of what each returned."""
-    seen: dict[str, list[float]] = {name: [] for name in rivals}
+def in_turn[R](rivals: Mapping[str, Callable[[], R]], rounds: int) -> dict[str, list[R]]:
+    """Call each rival once a round, in turn, and return what each returned."""
+    seen: dict[str, list[R]] = {name: [] for name in rivals}
     for _ in range(rounds):
         for name, rival in rivals.items():
             gc.collect()
             seen[name].append(rival())
-    return {name: statistics.median(values) for name, values in seen.items()}
+    return seen
+
+
+def medians(rivals: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Call each rival once a round, in turn, and return the median of what each returned."""
+    return {name: statistics.median(values) for name, values in in_turn(rivals, rounds).items()}
+
+
+def race(report: Report, case: str, rivals: Mapping[str, Rival], rounds: int, count: int) -> None:
+    """Warm each rival up, then measure them in turn; the figures are called ``"case: rival"``."""
+    for rival in rivals.values():
+        rival(max(8, int(count * WARM_UP)))  # 8: something for each of several tasks
+    found = medians({name: partial(rival, count) for name, rival in rivals.items()}, rounds)
+    report.figures |= {f"{case}: {name}": value for name, value in found.items()}
 
 
 def seconds(fn: Callable[[], object]) -> float:

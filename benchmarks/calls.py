@@ -5,13 +5,13 @@ through ``os.pipe`` between threads (what the kernel asks for waking a sleeper).
 """
 
 import asyncio
-import os
-import threading
+import statistics
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import polyloop
-from benchmarks._measure import Report, medians, seconds
+from benchmarks import _pipes
+from benchmarks._measure import Report, medians
 
 IN_FLIGHT = 1000
 BATCHES = 5
@@ -100,24 +100,5 @@ def one_at_a_time(rounds: int) -> Report:
     return report
 
 
-def _pipe_hops(count: int = 2000) -> float:
-    there_r, there_w = os.pipe()
-    back_r, back_w = os.pipe()
-
-    def echo() -> None:
-        while os.read(there_r, 1) == b"x":
-            os.write(back_w, b"x")
-
-    def ping() -> None:
-        for _ in range(count):
-            os.write(there_w, b"x")
-            os.read(back_r, 1)
-
-    thread = threading.Thread(target=echo)
-    thread.start()
-    took = seconds(ping)
-    os.write(there_w, b"q")
-    thread.join()
-    for fd in (there_r, there_w, back_r, back_w):
-        os.close(fd)
-    return took / count * 1e6
+def _pipe_hops() -> float:
+    return statistics.mean(_pipes.laps(SINGLES))

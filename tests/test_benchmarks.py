@@ -1,14 +1,20 @@
 """The benchmarks run, say what they measured, and know their goals; the figures themselves are nobody's test."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from benchmarks import _figures, queues, sync
+from benchmarks.__main__ import BENCHMARKS
+from benchmarks._contenders import CONTENDERS
 from benchmarks._measure import Report, medians
+from benchmarks._streams import arrivals, ping_pong, serves, stream
 
 ROOT = Path(__file__).parent.parent
+BETWEEN_LOOPS = [name for name in BENCHMARKS if name.startswith(("queue-", "sync-"))]
 
 
 def test_medians_take_turns_and_ignore_one_slow_round() -> None:
@@ -55,3 +61,67 @@ def test_an_unknown_benchmark_is_named_with_the_known_ones() -> None:
     ended = subprocess.run([sys.executable, "-m", "benchmarks", "nope"], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "no benchmark is called 'nope'; choose from post, calls" in ended.stderr
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So little to do that all is over at once; the figures mean nothing."""
+    for module, sizes in (
+        (queues, {"COUNT": 64, "COUNT_BOUNDED": 64, "LAPS": 16, "ARRIVALS": 3, "GAP": 0.0005, "POLL": 0.005}),
+        (sync, {"COUNT": 64, "COUNT_CONTENDED": 64, "COUNT_HELD": 64, "LAPS": 16}),
+    ):
+        for name, size in sizes.items():
+            monkeypatch.setattr(module, name, size)
+
+
+@pytest.mark.parametrize("name", BETWEEN_LOOPS)
+@pytest.mark.usefixtures("tiny")
+def test_queues_and_locks_are_measured_beside_their_peers(name: str) -> None:
+    """Each line has a figure of ours and of others, and there are goals."""
+    report = BENCHMARKS[name](1)
+    assert all(value > 0 for value in report.figures.values())
+    assert any("polyloop" in label for label in report.figures)
+    assert any("polyloop" not in label for label in report.figures)
+    assert report.goals
+    assert all(goal.ratio > 0 for goal in report.goals)
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_carries_all_items_wherever_it_can(name: str) -> None:
+    """In all four directions, with several ends, and with a bound where it can have one."""
+    contender = CONTENDERS[name]
+    directions = [ends for ends in queues.DIRECTIONS.values() if serves(contender, *ends)]
+    assert directions
+    for source, sink in directions:
+        assert stream(contender, source, sink, 40, bound=4 if contender.bounded else 0, ends=4) > 0
+    if ("loop", "loop") in directions:
+        assert len(ping_pong(contender, 5)) == 5
+    if ("thread", "loop") in directions:
+        assert len(arrivals(contender, 3, 0.0)) == 3
+
+
+@pytest.mark.usefixtures("tiny")
+def test_figures_for_the_docs_need_nothing_from_elsewhere(tmp_path: Path) -> None:
+    """A table and a chart for each topic; the chart names no host but in the names of its format."""
+    reports = {name: BENCHMARKS[name](1) for name in BETWEEN_LOOPS}
+    written = _figures.write(tmp_path / "new", reports, 1)
+    assert [path.name for path in written] == ["queues.txt", "queues.svg", "sync.txt", "sync.svg"]
+    for path in written:
+        text = path.read_text()
+        assert set(re.findall(r"\w+://[^\s\"'<)]+", text)) <= {"http://www.w3.org/2000/svg"}
+        assert "<script" not in text
+    tables = written[0].read_text()
+    assert "| polyloop.Queue |" in tables
+    assert all(f"`python -m benchmarks {name}`" in tables for name in BETWEEN_LOOPS if name.startswith("queue-"))
+
+
+def test_a_table_puts_the_fewer_names_on_top() -> None:
+    """What is missing stays empty."""
+    report = Report("title", "µs", {"a: x": 1.0, "a: y": 2.0, "a: z": 1234.5, "b: x": 3.14159})
+    assert _figures._table(report).splitlines() == [
+        "|  | a | b |",
+        "| --- | --: | --: |",
+        "| x | 1 | 3.14 |",
+        "| y | 2 |  |",
+        "| z | 1,234 |  |",
+    ]
