@@ -1,6 +1,6 @@
 """Producer and consumer on different threads and loops, through one queue and without polling.
 
-asyncio's guide to free-threaded Python shares a ``queue.Queue`` between loops and sleeps for 0.1 s whenever it is empty.
+asyncio's guide to free-threaded Python shares a ``queue.Queue`` between loops and sleeps for 0.1 s when it is empty.
 Here a plain thread puts, the tasks of two loops wait, and an item arrives as soon as somebody can be woken for it.
 """
 

@@ -46,7 +46,7 @@ class AsyncWaiter(Waiter, Protocol):
 class LoopWaiter:
     """One park of one coroutine on the loop that runs it (asyncio or compatible)."""
 
-    __slots__ = ("_future", "_port")
+    __slots__ = ("_came_late", "_future", "_port")
 
     def __init__(self) -> None:
         port = current_port()
@@ -67,11 +67,16 @@ class LoopWaiter:
 
     def __call__(self) -> bool:
         """Resolve the future, on its loop; ``False`` if that was closed under it."""
-        if not self._future.done():  # done: the parked task was cancelled meanwhile
-            try:
-                self._future.set_result(None)
-            except RuntimeError:
-                return False
+        fates = self._port.fates
+        if fates:
+            fates.pop(self, None)
+        if self._future.done():  # the parked task was cancelled meanwhile
+            self._came_late = True
+            return True
+        try:
+            self._future.set_result(None)
+        except RuntimeError:
+            return False
         return True
 
     def _refuse(self) -> bool:
@@ -80,12 +85,11 @@ class LoopWaiter:
 
     def forsaken(self) -> bool:
         """Whether ``wake`` has returned ``False``, or will. For a coroutine that ends after it was taken for woken."""
-        port = self._port
-        if port.fates.setdefault(self, _PASSED_ON) is _REFUSED:
-            return True
-        if not port.mailbox.closed:  # as a rule: the wake-up has been posted
-            del port.fates[self]
-        return False
+        future = self._future
+        if hasattr(self, "_came_late") or (future.done() and not future.cancelled()):  # the wake-up has arrived
+            return False
+        # Kept until it arrives: the loop may end before, and the waker must find this then.
+        return self._port.fates.setdefault(self, _PASSED_ON) is _REFUSED
 
 
 #: What has become of a waiter whose loop has ended: its waker has gone on to the next, or it has, being closed.
