@@ -5,7 +5,7 @@ a loop. All of them carry one message, so they pickle.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 from polyloop._core import _prims
 
@@ -30,8 +30,32 @@ class BlockingCallError(PolyloopError, RuntimeError):
     """A call that would block was made on a thread that runs an event loop."""
 
 
+class DeadlockParty(NamedTuple):
+    """One of those who would wait for one another for ever.
+
+    Attributes:
+        who: The names of the task, if it is one, and of the thread.
+        holds: The lock that the one before it in the cycle waits for.
+        taken_at: Where it took that: file, line and function, and where that was called.
+        waits_for: The lock that the next in the cycle holds.
+        waits_at: Where it waits, or would have waited.
+    """
+
+    who: str
+    holds: str
+    taken_at: str
+    waits_for: str
+    waits_at: str
+
+
 class DeadlockError(PolyloopError, RuntimeError):
-    """A task or thread would wait for a lock that it holds itself, or in a cycle of such waits."""
+    """A task or thread would wait for a lock that it holds itself, or in a cycle of such waits.
+
+    Attributes:
+        cycle: For locks in debug mode, all who would wait for one another; the first is the one whose wait was refused.
+    """
+
+    cycle: tuple[DeadlockParty, ...] = ()
 
 
 class BrokenBarrierError(PolyloopError, asyncio.BrokenBarrierError, _prims.BrokenBarrierError):

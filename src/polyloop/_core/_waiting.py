@@ -223,6 +223,14 @@ class Permits(Stock):
                 self.give()
             raise
 
+    async def wait_again(self) -> None:
+        """``wait``, for a condition that must hold its lock when it ends: the debug mode must not end it."""
+        await self.wait()
+
+    def block_again(self) -> None:
+        """``block`` without limit, for a condition that must hold its lock when it ends."""
+        self.block(None)
+
     def block(self, timeout: float | None) -> bool:
         """Take one on a plain thread, in turn; ``False`` when ``timeout`` seconds have passed first."""
         waiter = ThreadWaiter()

@@ -3,7 +3,7 @@
 Each has two faces on one object: itself with asyncio's signatures, and ``.sync`` with those of ``threading``.
 """
 
-from polyloop._core._errors import BusyResourceError
+from polyloop._core._errors import BusyResourceError, DeadlockParty
 from polyloop.sync._barrier import Barrier, SyncBarrier
 from polyloop.sync._capacity import CapacityLimiter, SyncCapacityLimiter, WouldBlock
 from polyloop.sync._condition import Condition, SyncCondition
@@ -21,6 +21,7 @@ __all__ = (
     "BusyResourceError",
     "CapacityLimiter",
     "Condition",
+    "DeadlockParty",
     "Event",
     "Latch",
     "Lock",

@@ -14,6 +14,7 @@ from polyloop._core._context import who
 from polyloop._core._errors import DeadlockError
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._waiting import Permits
+from polyloop.sync._debug import DebugHolder, DebugPermits, label
 from polyloop.sync._face import checked_timeout, described
 
 
@@ -25,6 +26,11 @@ class Lock:
 
     As with ``asyncio.Lock`` and ``threading.Lock``, one task or thread may release what another has acquired.
 
+    Args:
+        debug: Look, before each wait without a limit, for a cycle of such waits among tasks and threads, and raise
+            ``DeadlockError`` instead of closing it. Only locks in debug mode are seen, and their holders are taken for
+            the ones who release them. A contended lock becomes several times slower; without it, there is no cost.
+        name: What reports of the debug mode call the lock.
     Cancellation: a cancelled ``acquire`` does not hold the lock; if it was handed over at that moment, it goes to the
     next waiter.
     Thread safety: every method may be called from any loop and any thread.
@@ -34,10 +40,16 @@ class Lock:
 
     __slots__ = ("__weakref__", "_free", "_holder", "_permits")
 
-    def __init__(self) -> None:
-        self._permits = Permits(1)
+    def __init__(self, *, debug: bool = False, name: str | None = None) -> None:
+        # Who holds it; appended by the holder, popped by whoever releases.
+        self._holder: deque[object]
+        if debug:
+            self._permits: Permits = DebugPermits(label("Lock", self, name))
+            self._holder = DebugHolder(self._permits)
+        else:
+            self._permits = Permits(1)
+            self._holder = deque()
         self._free = self._permits.free
-        self._holder: deque[object] = deque()  # who holds it; appended by the holder, popped by whoever releases
 
     def __repr__(self) -> str:
         return described(self, "locked" if self.locked() else "unlocked", self._permits.line)
@@ -114,7 +126,7 @@ class Lock:
             holder = self._holder[0]
         except IndexError:  # it is just being handed over
             return
-        if holder == who():
+        if holder == who() and type(self._permits) is Permits:  # the debug mode reports it with more
             raise DeadlockError(
                 f"{call} would wait for its own caller, who holds {self!r}; release it first, or use polyloop.RLock"
             )
@@ -131,12 +143,12 @@ class Lock:
 
     async def _acquire_again(self, depth: int) -> None:
         if not self.acquire_nowait():
-            await self._permits.wait()
+            await self._permits.wait_again()
             self._holder.append(who())
 
     def _block_again(self, depth: int) -> None:
         if not self.acquire_nowait():
-            self._permits.block(None)
+            self._permits.block_again()
             self._holder.append(who())
 
 
@@ -216,6 +228,9 @@ class RLock:
     It belongs to the task that took it, or to the thread where no task runs, and only that one may release it, as often
     as it took it.
 
+    Args:
+        debug: As for ``Lock``.
+        name: As for ``Lock``.
     Cancellation: as ``Lock``.
     Thread safety: every method may be called from any loop and any thread.
 
@@ -224,8 +239,8 @@ class RLock:
 
     __slots__ = ("__weakref__", "_depth", "_owner", "_permits")
 
-    def __init__(self) -> None:
-        self._permits = Permits(1)
+    def __init__(self, *, debug: bool = False, name: str | None = None) -> None:
+        self._permits = DebugPermits(label("RLock", self, name)) if debug else Permits(1)
         self._owner: object = None  # written by who has the permit; others may read it, and find that it is not them
         self._depth = 0  # of the owner; written and read by the owner
 
@@ -305,12 +320,12 @@ class RLock:
 
     async def _acquire_again(self, depth: int) -> None:
         if not self._permits.take_nowait():
-            await self._permits.wait()
+            await self._permits.wait_again()
         self._enter(depth)
 
     def _block_again(self, depth: int) -> None:
         if not self._permits.take_nowait():
-            self._permits.block(None)
+            self._permits.block_again()
         self._enter(depth)
 
 

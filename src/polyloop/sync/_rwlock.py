@@ -11,7 +11,10 @@ leaves appends itself to ``_left`` and *then* tries the lock, without waiting; w
 looks at ``_left``.
 """
 
+import contextlib
+import itertools
 from collections import OrderedDict, deque
+from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Literal
 
@@ -19,6 +22,7 @@ from polyloop._core import _prims
 from polyloop._core._context import who
 from polyloop._core._errors import DeadlockError
 from polyloop._core._parking import ThreadWaiter, Waiter, async_waiter, refuse_on_loop_thread
+from polyloop.sync._debug import Hold, Wait, Waiting, label
 from polyloop.sync._face import checked_timeout, described
 
 
@@ -73,6 +77,10 @@ class _Turns:
         else:
             self.readers -= 1
 
+    def before(self, hold: _Hold) -> Iterator[_Hold]:
+        """Those who wait and came before it."""
+        return itertools.takewhile(lambda other: other is not hold, self.waiting)
+
     def downgrade(self, hold: _Hold) -> None:
         """The writer becomes a reader."""
         hold.writes = self.writing = False
@@ -101,6 +109,9 @@ class RWLock:
     also while a writer waits, and releases it as often. Everything else that it could take besides is refused, since it
     would wait for itself: a reader releases before it writes; a writer that wants to go on reading uses ``downgrade``.
 
+    Args:
+        debug: As for ``Lock``.
+        name: As for ``Lock``.
     Cancellation: a cancelled ``acquire`` does not hold the lock; if it was let in at that moment, the next enters.
     Thread safety: every method may be called from any loop and any thread; the releases also from signal handlers and
     finalisers.
@@ -108,10 +119,12 @@ class RWLock:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("__weakref__", "_holds", "_left", "_lock", "_turns")
+    __slots__ = ("__weakref__", "_debug", "_holds", "_left", "_lock", "_turns")
 
-    def __init__(self) -> None:
-        self._holds: dict[object, _Hold] = {}  # by who(); written by the holder, from when it knows that it has entered
+    def __init__(self, *, debug: bool = False, name: str | None = None) -> None:
+        self._debug = _Debug(self, name) if debug else None
+        # By who(); written by the holder, from when it knows that it has entered until it leaves.
+        self._holds: dict[object, _Hold] = {} if self._debug is None else _DebugHolds(self._debug)
         self._left: deque[_Hold] = deque()  # appended by any thread, popped under the lock
         self._lock = _prims.Lock()  # guards the one below
         self._turns = _Turns()
@@ -203,6 +216,8 @@ class RWLock:
             admitted = self._admit_locked()
         self._wake(admitted)
         self._settle()
+        if self._debug is not None:
+            self._debug.note(who(), False)
 
     @property
     def sync(self) -> "SyncRWLock":
@@ -216,7 +231,11 @@ class RWLock:
         try:
             waiter = hold.waiter = async_waiter()
             if not self._arrive(hold):
-                await waiter
+                if self._debug is None:
+                    await waiter
+                else:
+                    with self._debug.waiting(hold, waiter):
+                        await waiter
         except BaseException:  # cancelled, or closed with its coroutine
             self._leave(hold)
             raise
@@ -227,8 +246,14 @@ class RWLock:
         hold = _Hold(writes)
         try:
             waiter = hold.waiter = ThreadWaiter()
-            # Let in at the very end of the time: it is in.
-            entered = self._arrive(hold) or waiter.park(timeout) or hold.entered
+            entered = self._arrive(hold)
+            if not entered:
+                if self._debug is None or timeout is not None:
+                    waiter.park(timeout)
+                else:
+                    with self._debug.waiting(hold, waiter):
+                        waiter.park()
+                entered = hold.entered  # let in at the very end of the time, too
         except BaseException:  # KeyboardInterrupt
             self._leave(hold)
             raise
@@ -318,6 +343,78 @@ class RWLock:
         for hold in admitted:
             if hold.waiter is not None and not hold.waiter.wake():  # its loop has ended
                 self._left.append(hold)
+
+
+class _Debug:
+    """What the debug mode knows of one ``RWLock``; see ``_debug``."""
+
+    __slots__ = ("_rwlock", "_unlimited", "_what", "holds")
+
+    def __init__(self, rwlock: RWLock, name: str | None) -> None:
+        self._rwlock = rwlock
+        self._what = label("RWLock", rwlock, name)
+        self.holds: dict[object, Hold] = {}  # by who(); written by the holder
+        self._unlimited: set[_Hold] = set()  # of those who wait as long as it takes; added and removed by the waiter
+
+    def note(self, holder: object, writes: bool) -> None:
+        """The caller has entered."""
+        self.holds[holder] = Hold(self._which(writes))
+
+    @contextlib.contextmanager
+    def waiting(self, hold: _Hold, waiter: Waiter) -> Generator[None]:
+        """A block in which its task or thread waits to be let in."""
+        wait = Wait(
+            self._which(hold.writes),
+            lambda: self._blockers(hold),
+            waiter,
+            end=lambda: self._end(hold),
+            looked=self._rwlock._settle,
+        )
+        self._unlimited.add(hold)
+        try:
+            with Waiting(wait):
+                yield
+        finally:
+            self._unlimited.discard(hold)
+
+    def _which(self, writes: bool) -> str:
+        return f"{self._what} for {'writing' if writes else 'reading'}"
+
+    def _end(self, hold: _Hold) -> bool:
+        with self._rwlock._lock:  # the second lock: after the graph's, never before it
+            waiting = self._rwlock._turns.waiting
+            stands = hold in waiting
+            if stands:
+                del waiting[hold]
+            return stands
+
+    def _blockers(self, hold: _Hold) -> Iterable[Hold]:
+        """Those who are in. They must leave first, for a reader too, if a writer stands before it that does not go."""
+        rwlock = self._rwlock
+        with rwlock._lock:  # as above
+            turns = rwlock._turns
+            stays = not hold.entered and (
+                hold.writes
+                or turns.writing
+                or any(other.writes and other in self._unlimited for other in turns.before(hold))
+            )
+        return self.holds.copy().values() if stays else ()
+
+
+class _DebugHolds(dict[object, _Hold]):
+    """The holds of one ``RWLock`` in debug mode."""
+
+    def __init__(self, debug: _Debug) -> None:
+        super().__init__()
+        self._debug = debug
+
+    def __setitem__(self, holder: object, hold: _Hold) -> None:
+        self._debug.note(holder, hold.writes)
+        super().__setitem__(holder, hold)
+
+    def __delitem__(self, holder: object) -> None:
+        self._debug.holds.pop(holder, None)
+        super().__delitem__(holder)
 
 
 class RWLockSide:
