@@ -8,7 +8,7 @@ the steps of plain threads; ``TestThread`` is a thread whose exception reaches t
 from polyloop.testing._blocked import wait_all_blocked
 from polyloop.testing._clock import FakeClock
 from polyloop.testing._explore import Explored, explore
-from polyloop.testing._explore_report import ExplorationError, ScheduleError
+from polyloop.testing._explore_errors import ExplorationError, ScheduleError
 from polyloop.testing._explore_scenario import InterleavedTask, InterleavedThread, Interleaving
 from polyloop.testing._loop import TestLoop
 from polyloop.testing._steps import Gate, Sequencer

@@ -1,12 +1,8 @@
 """``explore``: runs the threads of a scenario in every order that matters.
 
 The threads are real and run unmodified code, but one at a time; see ``_explore_run`` for how they take turns,
-``_explore_points`` for where they may be stopped, ``_explore_model`` and ``_explore_loop`` for what waits.
-
-The search is that of CHESS: a run is a list of choices, the first of which is always to go on without a switch. Each
-run notes what else could have been chosen, with the number of preemptions that it costs, and what costs least is run
-first; every list of choices within the bound is run once. The random search is PCT: threads get random priorities, the
-highest that can run runs, and at a few random steps the running thread becomes the lowest.
+``_explore_points`` for where they may be stopped, ``_explore_model`` and ``_explore_loop`` for what waits, and
+``_explore_plans`` for the search.
 """
 
 import contextlib
@@ -16,31 +12,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
 
+from polyloop.testing._explore_errors import ExplorationError, ScheduleError
 from polyloop.testing._explore_model import STATE, Patches
+from polyloop.testing._explore_plans import Item, Plan, Random, Replay, Systematic
 from polyloop.testing._explore_points import Points, chosen_trace, default_trace
-from polyloop.testing._explore_report import (
-    ExplorationError,
-    ScheduleError,
-    describe,
-    read_schedule,
-    write_schedule,
-)
-from polyloop.testing._explore_run import (
-    Choice,
-    Deviation,
-    Failure,
-    Place,
-    Plan,
-    RealLock,
-    Run,
-    Worker,
-    get_ident,
-    real_monotonic,
-    same_place,
-)
+from polyloop.testing._explore_report import describe, read_schedule, write_schedule
+from polyloop.testing._explore_run import Failure, Run
 from polyloop.testing._explore_scenario import Interleaving
+from polyloop.testing._explore_worker import RealLock, Worker, get_ident, real_monotonic
 
 #: Runs between two collections of garbage, which happens at no other time. A guess.
 _COLLECT_EVERY = 500
@@ -70,103 +50,6 @@ class Explored:
     preemptions: int
     steps: int
     seed: int | None = None
-
-
-class _Item(NamedTuple):
-    """A run to be made: choices, their price, and where the thread stood that the last one stops."""
-
-    deviations: tuple[Deviation, ...]
-    cost: int
-    where: Place | None
-
-
-class _Systematic:
-    """Follows an item, then goes on without a switch, and notes what else could be done."""
-
-    def __init__(self, item: _Item, levels: list[deque[_Item]]) -> None:
-        self._item = item
-        self._levels = levels
-        self._next = 0
-        self._full = item.cost >= len(levels) - 1  # no preemption is left
-        self.idle = self._full and not item.deviations
-
-    def choose(self, step: int, choices: list[Choice], where: Place | None) -> int:
-        deviations = self._item.deviations
-        if self._next < len(deviations):
-            wanted = deviations[self._next]
-            if wanted.step > step:
-                return 0
-            self._next += 1
-            if self._next == len(deviations):
-                self._compare(step, where)
-                self.idle = self._full
-            return _find(wanted, step, choices)
-        for index in range(1, len(choices)):
-            thread, timeout, cost = choices[index]
-            cost += self._item.cost
-            if cost < len(self._levels):
-                self._levels[cost].append(_Item((*deviations, Deviation(step, thread, timeout)), cost, where))
-        return 0
-
-    def _compare(self, step: int, where: Place | None) -> None:
-        expected = self._item.where
-        if expected is not None and not same_place(expected, where):
-            raise ScheduleError(
-                f"the scenario did not do the same with the same choices: at step {step} a thread stood in "
-                f"{expected[0].co_qualname} before, and now in {where[0].co_qualname if where else 'none'}; "
-                "it must not depend on time, randomness, hashes, or on what earlier runs left behind"
-            )
-
-    def finished(self) -> bool:
-        """Whether all choices could be made."""
-        return self._next == len(self._item.deviations)
-
-
-class _Replay(_Systematic):
-    """Follows a schedule once."""
-
-    def __init__(self, deviations: list[Deviation]) -> None:
-        super().__init__(_Item(tuple(deviations), 0, None), [])
-
-
-class _Random:
-    """Priorities with change points (PCT)."""
-
-    idle = False
-
-    def __init__(self, rng: random.Random, changes: int, steps: int) -> None:
-        self._rng = rng
-        self._priorities: dict[int, float] = {}
-        self._changes = {rng.randrange(1, max(steps, 2)) for _ in range(changes)}
-        self._low = 0.0
-
-    def choose(self, step: int, choices: list[Choice], where: Place | None) -> int:
-        due = {change for change in self._changes if change <= step}
-        if due:
-            self._changes -= due
-            late = [index for index, choice in enumerate(choices) if choice.timeout]
-            if late and self._rng.random() < 0.5:
-                return self._rng.choice(late)
-            self._low -= 1.0
-            self._priorities[choices[0].thread] = self._low
-        free = [index for index, choice in enumerate(choices) if not choice.timeout] or range(len(choices))
-        return max(free, key=lambda index: self._priority(choices[index].thread))
-
-    def _priority(self, thread: int) -> float:
-        if thread not in self._priorities:
-            self._priorities[thread] = self._rng.random()
-        return self._priorities[thread]
-
-
-def _find(wanted: Deviation, step: int, choices: list[Choice]) -> int:
-    if wanted.step == step:
-        for index, choice in enumerate(choices):
-            if choice.thread == wanted.thread and choice.timeout == wanted.timeout:
-                return index
-    raise ScheduleError(
-        f"the schedule goes on with thread {wanted.thread} at step {wanted.step}, which cannot be chosen now: the "
-        "scenario did not do the same with the same choices, or its code has changed since"
-    )
 
 
 class _Exploration:
@@ -217,7 +100,7 @@ class _Exploration:
         """Run without switches until all code that is reached was seen."""
         for _ in range(_MOST_RESTARTS):
             self._points.changed = False
-            self.run(_Replay([]), "without a preemption")
+            self.run(Replay([]), "without a preemption")
             if not self._points.changed:
                 break
         self.count = 0
@@ -227,19 +110,19 @@ class _Exploration:
         ended = False
         for _ in range(_MOST_RESTARTS):
             self.warm_up()
-            levels = [deque[_Item]() for _ in range(preemptions + 1)]
-            levels[0].append(_Item((), 0, None))
+            levels = [deque[Item]() for _ in range(preemptions + 1)]
+            levels[0].append(Item((), 0, None))
             ended = self._sweep(levels, most, until)
             if not self._points.changed:
                 break
         return Explored(self.count, ended, preemptions, self.steps)
 
-    def _sweep(self, levels: list[deque[_Item]], most: int, until: float) -> bool:
+    def _sweep(self, levels: list[deque[Item]], most: int, until: float) -> bool:
         for bound, level in enumerate(levels):
             while level:
                 if self.count >= most or real_monotonic() > until:
                     return False
-                plan = _Systematic(level.popleft(), levels)
+                plan = Systematic(level.popleft(), levels)
                 self.run(plan, f"with {_times(bound)}, in schedule {self.count + 1}")
                 if self._points.changed:
                     return False
@@ -253,7 +136,7 @@ class _Exploration:
         while self.count < most and real_monotonic() <= until:
             number = self.count
             rng = random.Random(f"{seed}/{number}")
-            self.run(_Random(rng, changes, self.steps), f"by chance with seed {seed}, in schedule {number + 1}")
+            self.run(Random(rng, changes, self.steps), f"by chance with seed {seed}, in schedule {number + 1}")
             self._points.changed = False
         return Explored(self.count, False, changes, self.steps, seed)
 
@@ -261,7 +144,7 @@ class _Exploration:
         """Run one schedule."""
         deviations, steps = read_schedule(text)
         self.warm_up()
-        plan = _Replay(deviations)
+        plan = Replay(deviations)
         run = self.run(plan, "by a replay")
         if not plan.finished() or run.steps != steps:
             raise ScheduleError(f"the replay took {run.steps} steps and the schedule has {steps}: the code has changed")
@@ -302,17 +185,11 @@ def _prepared(
     scenario: Callable[[Interleaving], object], wanted: Callable[[str, str], bool], max_steps: int
 ) -> Generator[_Exploration]:
     """Replace, watch and disable what has to be, and put it back."""
-
-    def on_point(where: Place) -> None:
-        run = STATE.run
-        if run is not None and run.running == get_ident():
-            run.point(where)
-
     if not _exploring.acquire(blocking=False):
         raise RuntimeError("an exploration runs already; one at a time, and not one in another")
     with contextlib.ExitStack() as stack:
         stack.callback(_exploring.release)
-        points = Points(wanted, on_point)
+        points = Points(wanted, STATE)
         exploration = _Exploration(scenario, points, max_steps)
         stack.callback(exploration.end)
         if gc.isenabled():

@@ -13,21 +13,15 @@ from collections.abc import Callable, Iterator
 from types import ModuleType, TracebackType
 from typing import Any
 
-from polyloop.testing._explore_run import OWN_FILES, Run, get_ident
+from polyloop.testing._explore_run import OWN_FILES, Run, State
+from polyloop.testing._explore_worker import get_ident
 
 _threading: Any = importlib.import_module("threading")
 _queue: Any = importlib.import_module("queue")
 _time: Any = importlib.import_module("time")
 
 
-class _State:
-    """What is explored at this moment; one exploration at a time."""
-
-    run: Run | None = None
-    explorer = 0  # identity of the thread that explores, while it builds the scenario or checks its end
-
-
-STATE = _State()
+STATE = State()
 
 
 def running() -> Run | None:

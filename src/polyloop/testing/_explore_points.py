@@ -20,7 +20,8 @@ from typing import Any, cast
 
 from polyloop._core import _prims
 from polyloop.testing._explore_names import CONSTRUCTORS, Names, read_code, read_package
-from polyloop.testing._explore_run import Place
+from polyloop.testing._explore_run import State
+from polyloop.testing._explore_worker import get_ident
 
 _monitoring = sys.monitoring
 _EVENTS = _monitoring.events
@@ -125,9 +126,9 @@ class Points:
     threads outside of the exploration do nothing but find out where the points are.
     """
 
-    def __init__(self, wanted: Wanted, on_point: Callable[[Place], None]) -> None:
+    def __init__(self, wanted: Wanted, state: State) -> None:
         self._wanted = wanted
-        self._on_point = on_point  # returns at once in threads that are not explored
+        self._state = state
         self._tool = -1
         self._names = Names()
         self._files: dict[tuple[str, str], bool] = {}  # whether the code of a file and module is watched
@@ -214,12 +215,16 @@ class Points:
         entry = self._codes.get(id(code))
         if entry is None or offset not in entry[1]:
             return _monitoring.DISABLE
-        self._on_point((code, offset, None))
+        run = self._state.run
+        if run is not None and run.running == get_ident():
+            run.point((code, offset, None))
         return None
 
     def _on_call(self, code: CodeType, offset: int, fn: object, first: object) -> Any:
-        if self._is_visible(fn, first):
-            self._on_point((code, offset, fn if type(fn) is types.MethodDescriptorType else describe_call(fn)))
+        run = self._state.run
+        if run is not None and run.running == get_ident() and self._is_visible(fn, first):
+            # The object of a method is not kept: what is called when it is dropped depends on that.
+            run.point((code, offset, fn if type(fn) is types.MethodDescriptorType else describe_call(fn)))
 
     # What is a point
 
@@ -268,10 +273,10 @@ class Points:
         """Whether a call may touch what threads share, other than in code that is watched itself."""
         if type(fn) is types.MethodType:
             fn = fn.__func__
-        kind: Any = type(fn)
+        kind: object = fn.__class__
         if kind is types.FunctionType:
             return not self._watches(fn) and fn not in _LOCAL_CALLS
-        if issubclass(kind, type):
+        if isinstance(fn, type):
             return self._is_visible_type(fn, first)
         if kind is types.BuiltinFunctionType:
             owner = fn.__self__

@@ -1,4 +1,4 @@
-"""The errors of an exploration, and the schedule as text."""
+"""What an exploration tells: the message of a failure, and the schedule as text."""
 
 import dis
 import linecache
@@ -6,31 +6,9 @@ import os
 import re
 from itertools import pairwise
 
-from polyloop._core._errors import PolyloopError
+from polyloop.testing._explore_plans import Deviation, Place
 from polyloop.testing._explore_points import describe_call
-from polyloop.testing._explore_run import Actor, Deviation, Failure, Place, Switch
-
-
-class ExplorationError(PolyloopError, AssertionError):
-    """An interleaving of the scenario failed. The message shows what happened and how to see it again.
-
-    The exception of the thread or check is its ``__cause__``.
-
-    Attributes:
-        schedule: The interleaving, for ``explore(scenario, replay=...)``; valid as long as the code is the same.
-
-    .. versionadded:: 0.2
-    """
-
-    schedule: str = ""
-
-
-class ScheduleError(PolyloopError, RuntimeError):
-    """The scenario did not do the same when the same choices were made, or a replayed schedule is of other code.
-
-    .. versionadded:: 0.2
-    """
-
+from polyloop.testing._explore_run import Actor, Failure, Switch
 
 _PART = re.compile(r"(\d+)-(\d+)(t?)")
 

@@ -15,18 +15,12 @@ the others are resumed one after the other with an exception that unwinds them.
 import os
 import sys
 from collections.abc import Callable
-from types import CodeType, FrameType
-from typing import NamedTuple, Protocol
+from types import FrameType
+from typing import NamedTuple
 
-from polyloop._core import _prims
-from polyloop._core._context import here
 from polyloop._core._ending import thread_stack
-from polyloop._core._spin import SpinPolicy
-
-#: What the explorer itself uses while the seam is replaced.
-RealLock = _prims.Lock
-real_monotonic = _prims.monotonic
-get_ident = _prims.get_ident
+from polyloop.testing._explore_plans import Choice, Deviation, Place, Plan
+from polyloop.testing._explore_worker import RealLock, Worker, real_monotonic, settle
 
 #: The files of the explorer, whose frames nobody wants to see.
 OWN_FILES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_explore")
@@ -48,48 +42,6 @@ class Abandoned(BaseException):
     """Ends the other threads of a run that has failed."""
 
 
-#: A place in the code of a thread: the code, the offset, and what is called there, if it is a call. A plain tuple, for
-#: one is made at each step.
-type Place = tuple[CodeType, int, object]
-
-
-def same_place(one: Place | None, other: Place | None) -> bool:
-    """Whether they are the same, whatever objects the codes are."""
-    if one is None or other is None:
-        return one is other
-    return one[1] == other[1] and one[0].co_qualname == other[0].co_qualname
-
-
-class Choice(NamedTuple):
-    """A thread to go on with; its timed wait ends by the timeout; whether that is a preemption."""
-
-    thread: int
-    timeout: bool
-    cost: int
-
-
-class Deviation(NamedTuple):
-    """At this step, not the first choice but this one."""
-
-    step: int
-    thread: int
-    timeout: bool
-
-
-class Plan(Protocol):
-    """Decides who runs.
-
-    Attributes:
-        idle: From now on it will never stop a thread that can go on.
-    """
-
-    idle: bool
-
-    def choose(self, step: int, choices: list[Choice], where: Place | None) -> int:
-        """Choose one of several; the first is to go on without a switch where that can be."""
-        ...
-
-
 class Switch(NamedTuple):
     """An entry of the story of a run: what happened to a thread, and where it stood."""
 
@@ -104,45 +56,6 @@ class Failure(NamedTuple):
     text: str
     cause: BaseException | None
     stacks: list[tuple[str, str, list[str]]]  # name, state and stack of each thread that had not ended
-
-
-class Worker:
-    """A thread that runs one job after the other: starting one for each run would take most of the time."""
-
-    def __init__(self, number: int) -> None:
-        self.baton = RealLock()
-        self.baton.acquire()
-        self.job: Callable[[], None] | None = None  # set before the baton is given
-        self._thread = _prims.start_thread(self._work, f"explorer-{number}")
-        assert self._thread.ident is not None
-        self.ident = self._thread.ident
-
-    def _work(self) -> None:
-        while True:
-            self.baton.acquire()
-            job, self.job = self.job, None
-            if job is None:
-                return
-            _forget_this_thread()
-            job()
-            del job
-
-    def end(self) -> None:
-        """End the thread; one that is stuck in the code under test is left behind."""
-        self.job = None
-        self.baton.release()
-        self._thread.join(1.0)
-
-
-def _forget_this_thread() -> None:
-    """What polyloop knows of a thread is as in a new one, but that it never spins: nothing happens meanwhile."""
-    here.port = here.call_port = None
-    here.guests = ()
-    here.spin = SpinPolicy(0)
-
-
-def _settle() -> None:
-    """Let the interpreter do what it owes this thread: free what others dropped meanwhile, and call its finalisers."""
 
 
 class Actor:
@@ -294,7 +207,7 @@ class Run:
         self.story.append(Switch(actor.number, event, actor.where))
         self._resume(chosen)
         actor.worker.baton.acquire()
-        _settle()
+        settle()
         self.running = actor.worker.ident
         if self.over:
             actor.told = True
@@ -417,6 +330,18 @@ class Run:
         for actor in self.actors:
             actor.fn = actor.ready = None  # type: ignore[assignment]
         self.actors = []
+
+
+class State:
+    """What is explored at this moment; one exploration at a time.
+
+    Attributes:
+        run: The run that is being built, made or checked.
+        explorer: Identity of the thread that explores, while it builds the scenario or checks its end.
+    """
+
+    run: Run | None = None
+    explorer = 0
 
 
 def place(frame: FrameType | None, what: str) -> Place:
