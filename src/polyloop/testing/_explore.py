@@ -81,7 +81,7 @@ class _Exploration:
             if run.failure is None:
                 self._check(run, scene)
             self.steps = max(self.steps, run.steps)
-            if run.failure is not None and not self._points.changed:
+            if run.failure is not None and (run.failure.stuck or not self._points.changed):
                 raise _error(run, run.failure, how)
         finally:
             scene._close()

@@ -28,6 +28,9 @@ OWN_FILES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_explore")
 #: Functions at the end of a stack that say nothing.
 _HIDDEN = tuple(f" in {name}" for name in ("thread_stack", "acquire", "wait", "__enter__", "_acquire_restore"))
 
+#: And at the beginning: of the module threading.
+_THREAD_START = tuple(f" in {name}" for name in ("_bootstrap", "_bootstrap_inner", "run"))
+
 #: A timeout from here on is none: a day. (asyncio itself never sleeps longer.)
 NEVER = 24 * 3600.0
 
@@ -56,6 +59,7 @@ class Failure(NamedTuple):
     text: str
     cause: BaseException | None
     stacks: list[tuple[str, str, list[str]]]  # name, state and stack of each thread that had not ended
+    stuck: bool = False  # a thread cannot be had back
 
 
 class Actor:
@@ -149,7 +153,7 @@ class Run:
             f"thread {name!r} blocks outside of the model: on a lock that was made before the scenario, a socket, or "
             f"another thread (no step for {PATIENCE:.0f} s)"
         )
-        self.failure = Failure(text, None, self._stacks())
+        self.failure = Failure(text, None, self._stacks(), stuck=True)
         self.over = True
 
     # Called by the thread that has the baton
@@ -268,7 +272,7 @@ class Run:
             worker.job = lambda: self._work(actor)
             self.story.append(Switch(actor.number, "starts", None))
         self.running = 0  # until the other one is there
-        worker.baton.release()
+        worker.give()
 
     def _work(self, actor: Actor) -> None:
         """The life of a thread."""
@@ -321,8 +325,8 @@ class Run:
         for actor in self.actors:
             if actor.started and not actor.done:
                 state = f"waits: {actor.what}" if actor.ready is not None else "runs"
-                stack = [line for line in thread_stack(actor.worker.ident) if not line.startswith(OWN_FILES)]
-                found.append((actor.name, state, [line for line in stack if not line.endswith(_HIDDEN)]))
+                stack = thread_stack(actor.worker.ident)
+                found.append((actor.name, state, [line for line in stack if _is_interesting(line)]))
         return found
 
     def clear(self) -> None:
@@ -330,6 +334,13 @@ class Run:
         for actor in self.actors:
             actor.fn = actor.ready = None  # type: ignore[assignment]
         self.actors = []
+
+
+def _is_interesting(line: str) -> bool:
+    """Whether a line of a stack is more than the machinery around the code under test."""
+    if line.startswith(OWN_FILES) or line.endswith(_HIDDEN):
+        return False
+    return not ("threading.py:" in line and line.endswith(_THREAD_START))
 
 
 class State:

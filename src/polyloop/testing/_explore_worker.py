@@ -1,5 +1,6 @@
 """The threads that an exploration keeps for its runs."""
 
+import contextlib
 from collections.abc import Callable
 
 from polyloop._core import _prims
@@ -10,6 +11,10 @@ from polyloop._core._spin import SpinPolicy
 RealLock = _prims.Lock
 real_monotonic = _prims.monotonic
 get_ident = _prims.get_ident
+
+
+#: Seconds that a thread gets to end; only one that is stuck needs them.
+_END = 1.0
 
 
 class Worker:
@@ -33,11 +38,16 @@ class Worker:
             job()
             del job
 
+    def give(self) -> None:
+        """Give it the baton. One that is stuck in the code under test may have been given it before."""
+        with contextlib.suppress(RuntimeError):
+            self.baton.release()
+
     def end(self) -> None:
-        """End the thread; one that is stuck in the code under test is left behind."""
+        """End the thread; one that is stuck in the code under test is left behind, and ends when it comes back."""
         self.job = None
-        self.baton.release()
-        self._thread.join(1.0)
+        self.give()
+        self._thread.join(_END)
 
 
 def _forget_this_thread() -> None:
