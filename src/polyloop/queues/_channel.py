@@ -143,7 +143,10 @@ class SyncSender[T]:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("_sender",)
+    __slots__ = (
+        "__weakref__",
+        "_sender",
+    )
 
     def __init__(self, sender: Sender[T]) -> None:
         self._sender = sender

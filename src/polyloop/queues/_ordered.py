@@ -39,7 +39,7 @@ class _Weighed[T]:
 class LockedQueue[T](Queue[T]):
     """A queue over any container of entries: items, or ``_Weighed`` ones. Subclasses say how they go in and out."""
 
-    def __init__(self, maxsize: int = 0, *, sizer: Sizer[T] | None = None) -> None:
+    def __init__(self, maxsize: float = 0, *, sizer: Sizer[T] | None = None) -> None:
         super().__init__(0)
         self._maxsize = maxsize
         self._sizer = sizer
@@ -229,14 +229,14 @@ class LockedQueue[T](Queue[T]):
 class WeighedQueue[T](LockedQueue[T]):
     """What ``Queue(sizer=…)`` makes: first in, first out."""
 
-    def __init__(self, maxsize: int = 0, *, sizer: Sizer[T] | None = None) -> None:
+    def __init__(self, maxsize: float = 0, *, sizer: Sizer[T] | None = None) -> None:
         super().__init__(maxsize, sizer=sizer)
         # Who puts has the turn until there is room for the item, so that lighter ones do not overtake it for ever.
         self._turn = Permits(1)
 
-    def _described(self) -> str:
+    def _format(self) -> str:
         waiting = len(self._turn.line)
-        return super()._described() + (f" _turn[{waiting}]" if waiting else "")
+        return super()._format() + (f" _turn[{waiting}]" if waiting else "")
 
     def _new_store(self) -> Any:
         return deque[Any]()

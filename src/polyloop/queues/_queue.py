@@ -12,6 +12,7 @@ takes its item back, if nobody has got it, and raises. Where items are taken bac
 ordered by ``_ending``: nobody takes a queue for empty whose items are in the hands of a put.
 """
 
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Self, cast
@@ -44,20 +45,20 @@ class Queue[T]:
     .. versionadded:: 0.2
     """
 
-    def __new__(cls, maxsize: int = 0, *, sizer: Sizer[T] | None = None) -> Self:
+    def __new__(cls, maxsize: float = 0, *, sizer: Sizer[T] | None = None) -> Self:
         if sizer is not None and cls is Queue:
             from polyloop.queues._ordered import WeighedQueue  # noqa: PLC0415 - it is made of this class
 
             return cast("Self", object.__new__(WeighedQueue))
         return object.__new__(cls)
 
-    def __init__(self, maxsize: int = 0, *, sizer: Sizer[T] | None = None) -> None:
+    def __init__(self, maxsize: float = 0, *, sizer: Sizer[T] | None = None) -> None:
         self._maxsize = maxsize
         self._items: deque[T] = deque()
         self._getters: Line = deque()
         self._putters: Line = deque()
         self._joiners: Line = deque()
-        self._room = Stock(maxsize) if maxsize > 0 else None
+        self._room = Stock(math.ceil(maxsize)) if 0 < maxsize < math.inf else None
         self._places = self._room.free if self._room is not None else None
         self._tally = Tally()
         self._units = self._tally.units
@@ -67,12 +68,12 @@ class Queue[T]:
     # What it is
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} at {id(self):#x} {self._described()}>"
+        return f"<{type(self).__name__} at {id(self):#x} {self._format()}>"
 
     def __str__(self) -> str:
-        return f"<{type(self).__name__} {self._described()}>"
+        return f"<{type(self).__name__} {self._format()}>"
 
-    def _described(self) -> str:
+    def _format(self) -> str:
         parts = [f"maxsize={self._maxsize!r}"]
         if items := self._snapshot():
             parts.append(f"_queue={items!r}")
@@ -87,7 +88,7 @@ class Queue[T]:
         return " ".join(parts)
 
     @property
-    def maxsize(self) -> int:
+    def maxsize(self) -> float:
         """Most items at once; 0 and below set no bound."""
         return self._maxsize
 

@@ -34,14 +34,14 @@ class Crowd(deque[Waiter]):
 
 
 class _Place:
-    """The place of one standing in one line."""
+    """The place of one standing in one line, for one time: who was taken out of the line goes back with a new one."""
 
     __slots__ = ("line", "out", "standing")
 
     def __init__(self, standing: "Standing", line: Line) -> None:
         self.standing = standing
         self.line = line
-        self.out = True  # not in its line; set by whoever took it out, reset by whoever waits
+        self.out = False  # taken out of its line; set by whoever did it
 
     def wake(self) -> bool:
         """As ``Waiter.wake``: ``False`` if another line was faster."""
@@ -62,19 +62,24 @@ class Standing:
     _waiter: Waiter  # set before the fate is cleared, read by whoever decides it
 
     def __init__(self, lines: Iterable[Line]) -> None:
-        self._places = [_Place(self, line) for line in lines]
-        self.used: Iterable[Line] = [place.line for place in self._places]
+        self._lines = list(lines)
+        self._places: list[_Place] = []  # one for each of them, once it has entered
+        self.used: Iterable[Line] = self._lines
         # By whose place it was woken; None if it gave up before. Decided by a setdefault of any thread.
         self._fate: dict[None, _Place | None] = {None: None}
         self._began = False
 
     def enter(self, waiter: Waiter) -> None:
         """Take a place in each line, or take again those that were lost; ``waiter`` is woken from now on."""
+        woken_from = self._fate.get(None)
+        if woken_from is not None and not _among(woken_from.line, [place.line for place in self._places]):
+            wake_next(woken_from.line)  # it was dropped meanwhile
         self._waiter = waiter
         self._fate.clear()
-        for place in self._places:
+        for at, place in enumerate(self._places):
             if place.out:
-                place.out = False
+                # A new one: who took the old one out may still be about to use it.
+                self._places[at] = place = _Place(self, place.line)  # noqa: PLW2901
                 if self._began and type(place.line) is not Crowd:
                     place.line.appendleft(place)  # others were faster; still it is the one that has waited longest
                 else:

@@ -86,7 +86,10 @@ class SyncSimpleQueue[T]:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("_queue",)
+    __slots__ = (
+        "__weakref__",
+        "_queue",
+    )
 
     def __init__(self, queue: SimpleQueue[T]) -> None:
         self._queue = queue
@@ -114,12 +117,13 @@ class SyncSimpleQueue[T]:
             ValueError: a ``timeout`` below 0.
         """
         queue = self._queue
+        if timeout is not None:
+            check_timeout(timeout)
         try:
             return queue._items.popleft()
         except IndexError:
             item: T | Nothing = NOTHING
         if block:
-            check_timeout(timeout)
             refuse_on_loop_thread("queue.sync.get()", "await queue.get()")
             item = block_until(queue._getters, queue._try_get, timeout, queue._items.__len__)
         if item is NOTHING:

@@ -19,7 +19,10 @@ class SyncQueue[T]:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("_queue",)
+    __slots__ = (
+        "__weakref__",
+        "_queue",
+    )
 
     def __init__(self, queue: "Queue[T]") -> None:
         self._queue = queue
@@ -28,7 +31,7 @@ class SyncQueue[T]:
         return f"<sync face of {self._queue!r}>"
 
     @property
-    def maxsize(self) -> int:
+    def maxsize(self) -> float:
         """Most items at once; 0 and below set no bound."""
         return self._queue.maxsize
 
@@ -72,6 +75,8 @@ class SyncQueue[T]:
             ValueError: a ``timeout`` below 0.
         """
         queue = self._queue
+        if timeout is not None:
+            check_timeout(timeout)
         try:
             queue.put_nowait(item)
         except QueueFull:
@@ -79,7 +84,6 @@ class SyncQueue[T]:
                 raise
         else:
             return
-        check_timeout(timeout)
         refuse_on_loop_thread("queue.sync.put()", "await queue.put()")
         if not queue._block_put(item, timeout):
             raise QueueFull(f"{type(queue).__name__} had no room for {timeout} s")
@@ -97,9 +101,10 @@ class SyncQueue[T]:
             ValueError: a ``timeout`` below 0.
         """
         queue = self._queue
+        if timeout is not None:
+            check_timeout(timeout)
         item = queue._try_get()
         if item is NOTHING and block:
-            check_timeout(timeout)
             refuse_on_loop_thread("queue.sync.get()", "await queue.get()")
             item = block_until(queue._getters, queue._try_get, timeout, queue._items.__len__)
         if item is NOTHING:

@@ -303,7 +303,10 @@ class SyncBarrier:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("_barrier",)
+    __slots__ = (
+        "__weakref__",
+        "_barrier",
+    )
 
     def __init__(self, barrier: Barrier) -> None:
         self._barrier = barrier

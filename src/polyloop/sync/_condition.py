@@ -140,7 +140,7 @@ class SyncCondition:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("_condition", "_face", "acquire", "release")
+    __slots__ = ("__weakref__", "_condition", "_face", "acquire", "release")
 
     def __init__(self, condition: Condition) -> None:
         self._condition = condition

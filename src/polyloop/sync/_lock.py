@@ -160,7 +160,10 @@ class SyncLock:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("_lock",)
+    __slots__ = (
+        "__weakref__",
+        "_lock",
+    )
 
     def __init__(self, lock: Lock) -> None:
         self._lock = lock
@@ -337,7 +340,10 @@ class SyncRLock:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("_lock",)
+    __slots__ = (
+        "__weakref__",
+        "_lock",
+    )
 
     def __init__(self, lock: RLock) -> None:
         self._lock = lock

@@ -481,7 +481,10 @@ class SyncRWLock:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("_rwlock",)
+    __slots__ = (
+        "__weakref__",
+        "_rwlock",
+    )
 
     def __init__(self, rwlock: RWLock) -> None:
         self._rwlock = rwlock
@@ -525,7 +528,7 @@ class SyncRWLockSide:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("_rwlock", "_writes")
+    __slots__ = ("__weakref__", "_rwlock", "_writes")
 
     def __init__(self, rwlock: RWLock, writes: bool) -> None:
         self._rwlock = rwlock
