@@ -143,10 +143,7 @@ class SyncSender[T]:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_sender",
-    )
+    __slots__ = ("__weakref__", "_sender")
 
     def __init__(self, sender: Sender[T]) -> None:
         self._sender = sender

@@ -242,10 +242,7 @@ class SyncReceiver[T]:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_receiver",
-    )
+    __slots__ = ("__weakref__", "_receiver")
 
     def __init__(self, receiver: ItemReceiver[T]) -> None:
         self._receiver = receiver

@@ -86,10 +86,7 @@ class SyncSimpleQueue[T]:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_queue",
-    )
+    __slots__ = ("__weakref__", "_queue")
 
     def __init__(self, queue: SimpleQueue[T]) -> None:
         self._queue = queue

@@ -19,10 +19,7 @@ class SyncQueue[T]:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_queue",
-    )
+    __slots__ = ("__weakref__", "_queue")
 
     def __init__(self, queue: "Queue[T]") -> None:
         self._queue = queue

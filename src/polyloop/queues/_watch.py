@@ -250,10 +250,7 @@ class SyncWatchReceiver[T]:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_receiver",
-    )
+    __slots__ = ("__weakref__", "_receiver")
 
     def __init__(self, receiver: WatchReceiver[T]) -> None:
         self._receiver = receiver

@@ -303,10 +303,7 @@ class SyncBarrier:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_barrier",
-    )
+    __slots__ = ("__weakref__", "_barrier")
 
     def __init__(self, barrier: Barrier) -> None:
         self._barrier = barrier

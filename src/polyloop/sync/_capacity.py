@@ -224,10 +224,7 @@ class SyncCapacityLimiter:
     .. versionadded:: 0.1
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_limiter",
-    )
+    __slots__ = ("__weakref__", "_limiter")
 
     def __init__(self, limiter: CapacityLimiter) -> None:
         self._limiter = limiter

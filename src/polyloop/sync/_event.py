@@ -73,10 +73,7 @@ class SyncEvent:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_event",
-    )
+    __slots__ = ("__weakref__", "_event")
 
     def __init__(self, event: Event) -> None:
         self._event = event

@@ -90,10 +90,7 @@ class SyncLatch:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_latch",
-    )
+    __slots__ = ("__weakref__", "_latch")
 
     def __init__(self, latch: Latch) -> None:
         self._latch = latch

@@ -160,10 +160,7 @@ class SyncLock:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_lock",
-    )
+    __slots__ = ("__weakref__", "_lock")
 
     def __init__(self, lock: Lock) -> None:
         self._lock = lock
@@ -340,10 +337,7 @@ class SyncRLock:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_lock",
-    )
+    __slots__ = ("__weakref__", "_lock")
 
     def __init__(self, lock: RLock) -> None:
         self._lock = lock

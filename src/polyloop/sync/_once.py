@@ -128,10 +128,7 @@ class SyncOnce[T]:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_once",
-    )
+    __slots__ = ("__weakref__", "_once")
 
     def __init__(self, once: Once[T]) -> None:
         self._once = once

@@ -481,10 +481,7 @@ class SyncRWLock:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_rwlock",
-    )
+    __slots__ = ("__weakref__", "_rwlock")
 
     def __init__(self, rwlock: RWLock) -> None:
         self._rwlock = rwlock

@@ -162,10 +162,7 @@ class SyncSemaphore:
     .. versionadded:: 0.2
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_semaphore",
-    )
+    __slots__ = ("__weakref__", "_semaphore")
 
     def __init__(self, semaphore: Semaphore) -> None:
         self._semaphore = semaphore
