@@ -18,7 +18,7 @@ from polyloop.testing._explore_model import STATE, Patches
 from polyloop.testing._explore_plans import Item, Plan, Random, Replay, Systematic
 from polyloop.testing._explore_points import Points, chosen_trace, default_trace
 from polyloop.testing._explore_report import describe, read_schedule, write_schedule
-from polyloop.testing._explore_run import Failure, Run
+from polyloop.testing._explore_run import Failure, Run, raised
 from polyloop.testing._explore_scenario import Interleaving
 from polyloop.testing._explore_worker import RealLock, Worker, get_ident, real_monotonic
 
@@ -94,7 +94,7 @@ class _Exploration:
             with _in_the_model():
                 scene._verify()
         except Exception as exc:
-            run.failure = Failure(f"the check raised {type(exc).__name__}: {exc}", exc, [])
+            run.failure = Failure(f"the check raised {raised(exc)}", exc, [])
 
     def warm_up(self) -> None:
         """Run without switches until all code that is reached was seen."""

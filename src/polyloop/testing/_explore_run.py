@@ -12,6 +12,7 @@ thread can run and no timeout is left, and one has not ended, they wait for ever
 the others are resumed one after the other with an exception that unwinds them.
 """
 
+import contextvars
 import os
 import sys
 from collections.abc import Callable
@@ -278,12 +279,12 @@ class Run:
         """The life of a thread."""
         self.running = actor.worker.ident
         try:
-            actor.fn()
+            contextvars.Context().run(actor.fn)  # as a new thread; this one has had others before
         except Abandoned:
             pass
         except BaseException as exc:
             if not self.over:
-                self.fail(f"thread {actor.name!r} raised {type(exc).__name__}: {exc}", exc)
+                self.fail(f"thread {actor.name!r} raised {raised(exc)}", exc)
         self.running = 0
         actor.done = True
         if not self.over:
@@ -341,6 +342,12 @@ def _is_interesting(line: str) -> bool:
     if line.startswith(OWN_FILES) or line.endswith(_HIDDEN):
         return False
     return not ("threading.py:" in line and line.endswith(_THREAD_START))
+
+
+def raised(exc: BaseException) -> str:
+    """An exception on one line."""
+    text = str(exc).partition("\n")[0]
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
 
 class State:
