@@ -14,7 +14,7 @@ from tests.sync.helpers import in_trio, park_on_a_dead_loop, until
 import polyloop
 from polyloop import DeadlockError
 from polyloop.sync import RWLock
-from polyloop.sync._rwlock import _Hold, _Turns
+from polyloop.sync._turns import Place, Turns
 from polyloop.testing import Gate, Interleaving, TestLoop, TestThread, explore
 
 
@@ -35,12 +35,12 @@ def test_the_rule_of_order() -> None:
     Who waits is always behind everybody who is in, of those who are next nobody could enter, and whoever is in may be.
     """
     rng = random.Random(5)
-    turns = _Turns()
-    inside: list[_Hold] = []
-    line: list[_Hold] = []
+    turns = Turns()
+    inside: list[Place] = []
+    line: list[Place] = []
     for _ in range(20_000):
         if rng.random() < 0.5:
-            hold = _Hold(rng.random() < 0.3)
+            hold = Place(rng.random() < 0.3)
             waits = rng.random() < 0.9
             if turns.arrive(hold, waits):
                 assert not line  # else it has overtaken

@@ -70,7 +70,7 @@ class Wait:
         blockers: Returns the holds that must end first; called under the graph's lock.
         end: Takes the waiter out of its line, and says whether it was there; called under the graph's lock. ``None`` if
             others must not end the wait.
-        looked: Called, without the graph's lock, when ``blockers`` has been.
+        looked: Called, without the graph's lock, when ``blockers`` or ``end`` has been.
     """
 
     __slots__ = ("blockers", "doom", "end", "looked", "name", "waiter", "what", "where", "who")
@@ -108,9 +108,7 @@ class Graph:
         with self._lock:
             self._waits[wait.who] = wait
             cycle = self._cycle_locked(wait, came)
-        for seen in (wait, *came):
-            if seen.looked is not None:
-                seen.looked()
+        _looked((wait, *came))
         return cycle
 
     def leave(self, wait: Wait) -> None:
@@ -139,19 +137,25 @@ class Graph:
                     unseen.append(following)
         return None
 
-    def end_one(self, waits: Iterable[Wait], error: DeadlockError) -> Wait | None:
+    def end_one(self, waits: list[Wait], error: DeadlockError) -> Wait | None:
         """End the first of these waits that can be; the caller wakes it."""
         with self._lock:
-            for wait in waits:
-                if wait.end is not None and wait.end():
-                    wait.doom = error
-                    return wait
-        return None
+            ended = next((wait for wait in waits if wait.end is not None and wait.end()), None)
+            if ended is not None:
+                ended.doom = error
+        _looked(waits)
+        return ended
 
     def doom_of(self, wait: Wait) -> DeadlockError | None:
         """Why a wait was ended by others, if it was; for one that is out of its line."""
         with self._lock:
             return wait.doom
+
+
+def _looked(waits: Iterable[Wait]) -> None:
+    for wait in waits:
+        if wait.looked is not None:
+            wait.looked()
 
 
 GRAPH = Graph()
@@ -203,7 +207,7 @@ class Waiting:
             raise error
         # One of these may be ended. They cannot all be conditions that want their locks back: each would have taken
         # what it holds before it let go of what the next has taken since, and so on around the cycle.
-        ended = GRAPH.end_one((wait for wait, _ in cycle), error)
+        ended = GRAPH.end_one([wait for wait, _ in cycle], error)
         if ended is not None:  # else it has just got its lock, and there is no cycle any more
             ended.waiter.wake()
 

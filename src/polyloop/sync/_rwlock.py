@@ -4,98 +4,24 @@ The rule: strictly in the order of arrival, where readers that stand next to one
 a writer that waits holds back the readers who come after it, and those who came before the next writer go in together
 once it has left. Nobody on either side is overtaken, so nobody starves.
 
-Who may enter is decided under ``_lock`` by ``_Line``, which knows nothing of threads; waking comes after it. Who holds
+Who may enter is decided under ``_lock`` by ``Turns``, which knows nothing of threads; waking comes after it. Who holds
 what is written by the holders themselves, in ``_holds``, by single operations of that dictionary. A finaliser or a
 signal handler may interrupt the thread that has the lock, and release, or close a coroutine that waits. So whoever
 leaves appends itself to ``_left`` and *then* tries the lock, without waiting; whoever had it releases it and *then*
 looks at ``_left``.
 """
 
-import contextlib
-import itertools
-from collections import OrderedDict, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
 from types import TracebackType
 from typing import Literal
 
 from polyloop._core import _prims
 from polyloop._core._context import who
 from polyloop._core._errors import DeadlockError
-from polyloop._core._parking import ThreadWaiter, Waiter, async_waiter, refuse_on_loop_thread
-from polyloop.sync._debug import Hold, Wait, Waiting, label
+from polyloop._core._parking import ThreadWaiter, async_waiter, refuse_on_loop_thread
 from polyloop.sync._face import checked_timeout, described
-
-
-class _Hold:
-    """One reader or writer, from its arrival until it leaves."""
-
-    __slots__ = ("depth", "entered", "waiter", "writes")
-
-    def __init__(self, writes: bool) -> None:
-        self.writes = writes  # changed under the lock, by a downgrade
-        self.entered = False  # whether it may go in, or has; under the lock
-        self.waiter: Waiter | None = None  # set before it gets in line
-        self.depth = 1  # how often a reader has entered; its own
-
-
-class _Turns:
-    """Who is in, who waits, and who is next. Not safe for threads."""
-
-    __slots__ = ("readers", "waiting", "writing")
-
-    def __init__(self) -> None:
-        self.readers = 0
-        self.writing = False
-        self.waiting: OrderedDict[_Hold, None] = OrderedDict()
-
-    def _let_in(self, hold: _Hold) -> bool:
-        if self.writing or (hold.writes and self.readers):
-            return False
-        hold.entered = True
-        if hold.writes:
-            self.writing = True
-        else:
-            self.readers += 1
-        return True
-
-    def arrive(self, hold: _Hold, waits: bool) -> bool:
-        """Let it in, if it is its turn, else put it in line if it waits; whether it is in."""
-        if not self.waiting and self._let_in(hold):
-            return True
-        if waits:
-            self.waiting[hold] = None
-        return False
-
-    def leave(self, hold: _Hold) -> None:
-        """It leaves, or gives up waiting."""
-        if not hold.entered:
-            self.waiting.pop(hold, None)
-            return
-        hold.entered = False
-        if hold.writes:
-            self.writing = False
-        else:
-            self.readers -= 1
-
-    def before(self, hold: _Hold) -> Iterator[_Hold]:
-        """Those who wait and came before it."""
-        return itertools.takewhile(lambda other: other is not hold, self.waiting)
-
-    def downgrade(self, hold: _Hold) -> None:
-        """The writer becomes a reader."""
-        hold.writes = self.writing = False
-        self.readers = 1
-
-    def admit(self) -> list[_Hold]:
-        """Let in whoever is next."""
-        admitted: list[_Hold] = []
-        while self.waiting:
-            hold = next(iter(self.waiting))
-            if not self._let_in(hold):
-                break
-            del self.waiting[hold]
-            admitted.append(hold)
-        return admitted
+from polyloop.sync._rwlock_debug import DebugPlaces, RWLockDebug
+from polyloop.sync._turns import Place, Turns
 
 
 class RWLock:
@@ -122,12 +48,12 @@ class RWLock:
     __slots__ = ("__weakref__", "_debug", "_holds", "_left", "_lock", "_turns")
 
     def __init__(self, *, debug: bool = False, name: str | None = None) -> None:
-        self._debug = _Debug(self, name) if debug else None
+        self._debug = RWLockDebug(self, name) if debug else None
         # By who(); written by the holder, from when it knows that it has entered until it leaves.
-        self._holds: dict[object, _Hold] = {} if self._debug is None else _DebugHolds(self._debug)
-        self._left: deque[_Hold] = deque()  # appended by any thread, popped under the lock
+        self._holds: dict[object, Place] = {} if self._debug is None else DebugPlaces(self._debug)
+        self._left: deque[Place] = deque()  # appended by any thread, popped under the lock
         self._lock = _prims.Lock()  # guards the one below
-        self._turns = _Turns()
+        self._turns = Turns()
 
     def __repr__(self) -> str:
         turns = self._turns
@@ -227,7 +153,7 @@ class RWLock:
     async def _acquire(self, writes: bool) -> Literal[True]:
         if self._acquire_nowait(writes):
             return True
-        hold = _Hold(writes)
+        hold = Place(writes)
         try:
             waiter = hold.waiter = async_waiter()
             if not self._arrive(hold):
@@ -243,7 +169,7 @@ class RWLock:
         return True
 
     def _block(self, writes: bool, timeout: float | None) -> bool:
-        hold = _Hold(writes)
+        hold = Place(writes)
         try:
             waiter = hold.waiter = ThreadWaiter()
             entered = self._arrive(hold)
@@ -270,13 +196,13 @@ class RWLock:
             self._refuse_more(hold, writes)
             hold.depth += 1
             return True
-        hold = _Hold(writes)
+        hold = Place(writes)
         if not self._arrive(hold):
             return False
         self._holds[me] = hold
         return True
 
-    def _refuse_more(self, hold: _Hold, writes: bool) -> None:
+    def _refuse_more(self, hold: Place, writes: bool) -> None:
         """Raise unless it is a reader that wants to read again."""
         if not writes and not hold.writes:
             return
@@ -291,7 +217,7 @@ class RWLock:
             f"to take {self!r} for {wants} its caller, who holds it for {has}, would wait for itself; {advice}"
         )
 
-    def _mine(self, writes: bool) -> _Hold:
+    def _mine(self, writes: bool) -> Place:
         hold = self._holds.get(who())
         if hold is None or hold.writes is not writes:
             raise RuntimeError(f"the caller does not hold {self!r} for {'writing' if writes else 'reading'}")
@@ -309,7 +235,7 @@ class RWLock:
         hold = self._holds.get(who())
         self._release(writes if hold is None else hold.writes)
 
-    def _arrive(self, hold: _Hold) -> bool:
+    def _arrive(self, hold: Place) -> bool:
         """Go in, or get in line if the hold has a waiter; whether it is in."""
         with self._lock:
             admitted = self._admit_locked()
@@ -318,7 +244,7 @@ class RWLock:
         self._settle()
         return entered
 
-    def _leave(self, hold: _Hold) -> None:
+    def _leave(self, hold: Place) -> None:
         """Hold it no more, and want it no more. Waits for nothing."""
         self._left.append(hold)
         self._settle()
@@ -332,89 +258,17 @@ class RWLock:
                 self._lock.release()
             self._wake(admitted)
 
-    def _admit_locked(self) -> list[_Hold]:
+    def _admit_locked(self) -> list[Place]:
         """Take in who has left, and let the next in; the caller wakes them, without the lock."""
         while self._left:
             self._turns.leave(self._left.popleft())
         return self._turns.admit()
 
-    def _wake(self, admitted: list[_Hold]) -> None:
+    def _wake(self, admitted: list[Place]) -> None:
         """Tell them. The caller settles afterwards."""
         for hold in admitted:
             if hold.waiter is not None and not hold.waiter.wake():  # its loop has ended
                 self._left.append(hold)
-
-
-class _Debug:
-    """What the debug mode knows of one ``RWLock``; see ``_debug``."""
-
-    __slots__ = ("_rwlock", "_unlimited", "_what", "holds")
-
-    def __init__(self, rwlock: RWLock, name: str | None) -> None:
-        self._rwlock = rwlock
-        self._what = label("RWLock", rwlock, name)
-        self.holds: dict[object, Hold] = {}  # by who(); written by the holder
-        self._unlimited: set[_Hold] = set()  # of those who wait as long as it takes; added and removed by the waiter
-
-    def note(self, holder: object, writes: bool) -> None:
-        """The caller has entered."""
-        self.holds[holder] = Hold(self._which(writes))
-
-    @contextlib.contextmanager
-    def waiting(self, hold: _Hold, waiter: Waiter) -> Generator[None]:
-        """A block in which its task or thread waits to be let in."""
-        wait = Wait(
-            self._which(hold.writes),
-            lambda: self._blockers(hold),
-            waiter,
-            end=lambda: self._end(hold),
-            looked=self._rwlock._settle,
-        )
-        self._unlimited.add(hold)
-        try:
-            with Waiting(wait):
-                yield
-        finally:
-            self._unlimited.discard(hold)
-
-    def _which(self, writes: bool) -> str:
-        return f"{self._what} for {'writing' if writes else 'reading'}"
-
-    def _end(self, hold: _Hold) -> bool:
-        with self._rwlock._lock:  # the second lock: after the graph's, never before it
-            waiting = self._rwlock._turns.waiting
-            stands = hold in waiting
-            if stands:
-                del waiting[hold]
-            return stands
-
-    def _blockers(self, hold: _Hold) -> Iterable[Hold]:
-        """Those who are in. They must leave first, for a reader too, if a writer stands before it that does not go."""
-        rwlock = self._rwlock
-        with rwlock._lock:  # as above
-            turns = rwlock._turns
-            stays = not hold.entered and (
-                hold.writes
-                or turns.writing
-                or any(other.writes and other in self._unlimited for other in turns.before(hold))
-            )
-        return self.holds.copy().values() if stays else ()
-
-
-class _DebugHolds(dict[object, _Hold]):
-    """The holds of one ``RWLock`` in debug mode."""
-
-    def __init__(self, debug: _Debug) -> None:
-        super().__init__()
-        self._debug = debug
-
-    def __setitem__(self, holder: object, hold: _Hold) -> None:
-        self._debug.note(holder, hold.writes)
-        super().__setitem__(holder, hold)
-
-    def __delitem__(self, holder: object) -> None:
-        self._debug.holds.pop(holder, None)
-        super().__delitem__(holder)
 
 
 class RWLockSide:
