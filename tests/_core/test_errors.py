@@ -3,12 +3,13 @@
 import asyncio
 import json
 import pickle
+import queue
 from typing import Self
 
 import pytest
 
 from polyloop._core import _errors
-from polyloop._core._errors import PolyloopError, copy_exception
+from polyloop._core._errors import Lagged, PolyloopError, copy_exception
 
 ERRORS = [thing for thing in vars(_errors).values() if isinstance(thing, type) and issubclass(thing, PolyloopError)]
 
@@ -23,8 +24,11 @@ def test_errors_pickle(kind: type[PolyloopError]) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in ERRORS if kind is not PolyloopError])
 def test_errors_are_builtins_too(kind: type[PolyloopError]) -> None:
-    """Code that knows asyncio's and threading's errors catches ours."""
-    assert issubclass(kind, RuntimeError)
+    """Code that knows asyncio's, threading's and queue's errors catches ours; signals of our own have no other base."""
+    families = (RuntimeError, asyncio.QueueEmpty, asyncio.QueueFull, asyncio.QueueShutDown)
+    assert issubclass(kind, families) or kind is Lagged
+    if issubclass(kind, (asyncio.QueueEmpty, asyncio.QueueFull, asyncio.QueueShutDown)):
+        assert issubclass(kind, (queue.Empty, queue.Full, queue.ShutDown))
 
 
 class NeedsTwo(Exception):

@@ -424,6 +424,8 @@ def test_blocking_a_loop_is_refused(make: Callable[..., Queue[Any]], left: TestL
     queue = make(1)
     with pytest.raises(BlockingCallError, match=r"queue\.sync\.get\(\) would block .* use 'await queue\.get\(\)'"):
         left.run(queue.sync.get)
+    with pytest.raises(QueueEmpty):  # that waits for no time
+        left.run(queue.sync.get, True, 0)
     left.run(queue.sync.put, 1)
     with pytest.raises(BlockingCallError, match=r"use 'await queue\.put\(\)'"):
         left.run(queue.sync.put, 2)

@@ -194,13 +194,16 @@ def spin_until(look: Callable[[], object], timeout: float | None) -> bool:
         spin_permits.append(None)
 
 
-def refuse_on_loop_thread(call: str, twin: str) -> None:
+def refuse_on_loop_thread(call: str, twin: str, timeout: float | None = None) -> None:
     """Raise ``BlockingCallError`` if the calling thread runs a loop.
 
     Args:
         call: What would block, as the user wrote it.
         twin: The awaitable spelling of the same thing.
+        timeout: How long it would block at most: what waits for no time is not refused.
     """
+    if timeout is not None and timeout <= 0:
+        return
     if runs_a_loop() or _trio.runs_this():
         thread = _prims.current_thread().name
         raise BlockingCallError(f"{call} would block the event loop of thread {thread!r}; use '{twin}' there")

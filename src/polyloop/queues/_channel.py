@@ -165,7 +165,7 @@ class SyncSender[T]:
         sender = self._sender
         if sender._try_place() is NOTHING:
             check_timeout(timeout)
-            refuse_on_loop_thread("sender.sync.send()", "await sender.send()")
+            refuse_on_loop_thread("sender.sync.send()", "await sender.send()", timeout)
             standing = Standing(sender._lines)
             if block_until_any(standing, sender._try_place, timeout, sender._pipe.places) is NOTHING:
                 raise QueueFull(f"the channel had no room for {timeout} s")

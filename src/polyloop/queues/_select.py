@@ -172,7 +172,7 @@ def select_sync(*sources: Source[Any], timeout: float | None = None) -> Selected
     selected = selection.attempt()
     if selected is NOTHING:
         check_timeout(timeout)
-        refuse_on_loop_thread("select_sync()", "await select()")
+        refuse_on_loop_thread("select_sync()", "await select()", timeout)
         selected = block_until_any(selection.stand(), selection.attempt, timeout)
     if selected is NOTHING:
         raise QueueEmpty(f"none of the {len(sources)} sources had anything within {timeout} s")

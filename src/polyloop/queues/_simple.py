@@ -121,7 +121,7 @@ class SyncSimpleQueue[T]:
         except IndexError:
             item: T | Nothing = NOTHING
         if block:
-            refuse_on_loop_thread("queue.sync.get()", "await queue.get()")
+            refuse_on_loop_thread("queue.sync.get()", "await queue.get()", timeout)
             item = block_until(queue._getters, queue._try_get, timeout, queue._items.__len__)
         if item is NOTHING:
             raise QueueEmpty("SimpleQueue is empty" + (f" after {timeout} s" if block else ""))

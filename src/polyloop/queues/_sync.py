@@ -81,7 +81,7 @@ class SyncQueue[T]:
                 raise
         else:
             return
-        refuse_on_loop_thread("queue.sync.put()", "await queue.put()")
+        refuse_on_loop_thread("queue.sync.put()", "await queue.put()", timeout)
         if not queue._block_put(item, timeout):
             raise QueueFull(f"{type(queue).__name__} had no room for {timeout} s")
 
@@ -102,7 +102,7 @@ class SyncQueue[T]:
             check_timeout(timeout)
         item = queue._try_get()
         if item is NOTHING and block:
-            refuse_on_loop_thread("queue.sync.get()", "await queue.get()")
+            refuse_on_loop_thread("queue.sync.get()", "await queue.get()", timeout)
             item = block_until(queue._getters, queue._try_get, timeout, queue._items.__len__)
         if item is NOTHING:
             raise QueueEmpty(f"{type(queue).__name__} is empty" + (f" after {timeout} s" if block else ""))

@@ -254,7 +254,7 @@ class SyncCapacityLimiter:
         return False
 
     def _wait(self, entry: _Entry, patience: float | None) -> bool:
-        refuse_on_loop_thread("CapacityLimiter.sync.acquire()", "await limiter.acquire()")
+        refuse_on_loop_thread("CapacityLimiter.sync.acquire()", "await limiter.acquire()", patience)
         waiter = ThreadWaiter()
         # A token handed over at the very end of the wait is ours.
         return self._limiter._take(entry, waiter) or waiter.park(patience) or entry.held

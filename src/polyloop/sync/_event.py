@@ -107,7 +107,7 @@ class SyncEvent:
         if event._flag:
             return True
         patience = patience_of(timeout)
-        refuse_on_loop_thread("event.sync.wait()", "await event.wait()")
+        refuse_on_loop_thread("event.sync.wait()", "await event.wait()", timeout)
         waiter = ThreadWaiter()
         event._line.append(waiter)
         try:

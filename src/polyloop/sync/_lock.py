@@ -189,7 +189,7 @@ class SyncLock:
                 return False
             if patience is None:
                 lock._refuse_holder("lock.sync.acquire()")
-            refuse_on_loop_thread("lock.sync.acquire()", "await lock.acquire()")
+            refuse_on_loop_thread("lock.sync.acquire()", "await lock.acquire()", patience)
             if not lock._permits.block(patience):
                 return False
         lock._holder.append(who())
@@ -362,7 +362,7 @@ class SyncRLock:
             return True
         if not blocking:
             return False
-        refuse_on_loop_thread("rlock.sync.acquire()", "await rlock.acquire()")
+        refuse_on_loop_thread("rlock.sync.acquire()", "await rlock.acquire()", patience)
         if not lock._permits.block(patience):
             return False
         lock._enter(1)

@@ -411,7 +411,7 @@ class SyncRWLockSide:
         if not blocking:
             return False
         side = "write" if self._writes else "read"
-        refuse_on_loop_thread(f"rwlock.sync.{side}.acquire()", f"async with rwlock.{side}")
+        refuse_on_loop_thread(f"rwlock.sync.{side}.acquire()", f"async with rwlock.{side}", patience)
         return rwlock._block(self._writes, patience)
 
     def release(self) -> None:

@@ -187,7 +187,7 @@ class SyncSemaphore:
             return True
         if not blocking:
             return False
-        refuse_on_loop_thread("semaphore.sync.acquire()", "await semaphore.acquire()")
+        refuse_on_loop_thread("semaphore.sync.acquire()", "await semaphore.acquire()", timeout)
         return self._semaphore._block(patience_of(timeout))
 
     def release(self, n: int = 1) -> None:
