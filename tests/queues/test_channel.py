@@ -284,7 +284,7 @@ def test_who_waits_for_room_is_woken_in_turn(left: TestLoop, right: TestLoop) ->
         ("right", lambda: right.spawn(sender.send, "right")),
     ):
         pending.append(start())
-        until(lambda: len(sender._pipe._putters) == len(pending))
+        until(lambda: len(sender._pipe.queue._putters) == len(pending))
         assert name
     with sender, receiver:
         assert [receiver.sync.receive(30) for _ in range(4)] == ["first", "left", "thread", "right"]
@@ -320,8 +320,8 @@ def test_time_runs_out_on_both_sides() -> None:
             sender.sync.send(2, 0.001)
         with pytest.raises(ValueError, match="non-negative"):
             sender.sync.send(2, -1)
-        assert not sender._pipe._getters
-        assert not sender._pipe._putters
+        assert not sender._pipe.queue._getters
+        assert not sender._pipe.queue._putters
 
 
 # Races

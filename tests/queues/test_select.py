@@ -224,20 +224,21 @@ def test_an_item_that_meets_a_cancellation_goes_to_the_next(left: TestLoop, righ
     assert not two._getters
 
 
-def test_who_was_woken_in_vain_keeps_its_place(left: TestLoop, right: TestLoop) -> None:
+@pytest.mark.parametrize("which", [0, 1])
+def test_who_was_woken_in_vain_keeps_its_place(left: TestLoop, right: TestLoop, which: int) -> None:
     """Another was faster; in both lines it is still before those who came later."""
-    one, two = Queue[int](), Queue[int]()
-    selecting = left.spawn(select, one, two)
+    queues = Queue[int](), Queue[int]()
+    selecting = left.spawn(select, *queues)
     left.wait_all_blocked()
-    later = [right.spawn(one.get), right.spawn(two.get)]
+    later = [right.spawn(queue.get) for queue in queues]
     right.wait_all_blocked()
     with left.paused():
-        one.put_nowait(1)
-        assert one.get_nowait() == 1
+        queues[0].put_nowait(1)
+        assert queues[0].get_nowait() == 1
     left.wait_all_blocked()
-    two.put_nowait(2)
-    assert selecting.result(30) == (two, 2)
-    for getter, queue in zip(later, (one, two), strict=True):
+    queues[which].put_nowait(2)
+    assert selecting.result(30) == (queues[which], 2)
+    for getter, queue in zip(later, queues, strict=True):
         queue.put_nowait(3)
         assert getter.result(30) == 3
 

@@ -11,33 +11,37 @@ from polyloop._core._errors import QueueFull, QueueShutDown
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._waiting import NOTHING, Line, Nothing
 from polyloop.queues._ends import End, ItemReceiver, Side
-from polyloop.queues._queue import Queue, Sizer
+from polyloop.queues._queue import Queue
 from polyloop.queues._several import Standing, block_until_any, until_any
 from polyloop.queues._sync import check_timeout
 
 
-class _Pipe[T](Queue[T]):
-    """The queue between the ends; only what they use of it."""
+class _Pipe[T]:
+    """The queue between the ends, and who they are."""
 
-    def __init__(self, maxsize: int = 0, *, sizer: Sizer[T] | None = None) -> None:
-        super().__init__(maxsize, sizer=sizer)
-        self.senders = Side(self._ending)
-        self.receivers = Side(self._ending)
+    __slots__ = ("queue", "receivers", "senders")
+
+    def __init__(self, maxsize: int) -> None:
+        self.queue = Queue[T](maxsize)
+        self.senders = Side(self.queue._ending)
+        self.receivers = Side(self.queue._ending)
 
     def take_place(self) -> Nothing | None:
         """Take a place for an item, or ``NOTHING``; ``QueueShutDown`` if one side has gone."""
-        return None if self._room is None else self._try_place()
+        queue = self.queue
+        return None if queue._room is None else queue._try_place()
 
     def places(self) -> int:
         """How many places are free, for a thread that waits for one."""
-        assert self._room is not None
-        return self._room.count
+        assert self.queue._room is not None
+        return self.queue._room.count
 
     def store(self, item: T) -> None:
         """Put an item where a place was taken; ``QueueShutDown`` if one side has gone, and nothing was put."""
-        self._items.append(item)
-        if self._getters or self._down:
-            self._after_put(item)
+        queue = self.queue
+        queue._items.append(item)
+        if queue._getters or queue._down:
+            queue._after_put(item)
 
 
 class _PipeEnd[T](End):
@@ -51,12 +55,12 @@ class _PipeEnd[T](End):
     @property
     def capacity(self) -> float:
         """Most items that were sent and not received; ``math.inf`` if there is no bound."""
-        return self._pipe.maxsize or math.inf
+        return self._pipe.queue.maxsize or math.inf
 
     @property
     def pending(self) -> int:
         """How many items were sent and not received."""
-        return self._pipe.qsize()
+        return self._pipe.queue.qsize()
 
 
 class Sender[T](_PipeEnd[T]):
@@ -77,7 +81,7 @@ class Sender[T](_PipeEnd[T]):
     def __init__(self, pipe: _Pipe[T], origin: "Sender[T] | None" = None) -> None:
         self._pipe = pipe
         super().__init__(pipe.senders, pipe.receivers, origin)
-        self._lines: tuple[Line, ...] = (pipe._putters, self._closing)
+        self._lines: tuple[Line, ...] = (pipe.queue._putters, self._closing)
 
     def clone(self) -> "Sender[T]":
         """Make another sender of the same channel: each is closed by itself.
@@ -124,7 +128,7 @@ class Sender[T](_PipeEnd[T]):
             raise self._refusal() from None
 
     def _last_closed(self) -> None:
-        self._pipe.shutdown()
+        self._pipe.queue.shutdown()
 
     def _why_closed(self) -> str:
         return "all receivers are closed; nobody will receive this item"
@@ -199,7 +203,7 @@ class Receiver[T](ItemReceiver[T], _PipeEnd[T]):
     def __init__(self, pipe: _Pipe[T], origin: "Receiver[T] | None" = None) -> None:
         self._pipe = pipe
         super().__init__(pipe.receivers, pipe.senders, origin)
-        self._lines = (pipe._getters, self._closing)
+        self._lines = (pipe.queue._getters, self._closing)
 
     def clone(self) -> "Receiver[T]":
         """Make another receiver of the same channel: each is closed by itself.
@@ -213,15 +217,15 @@ class Receiver[T](ItemReceiver[T], _PipeEnd[T]):
         if not self._open:
             raise self._refusal()
         try:
-            return self._pipe._try_get()
+            return self._pipe.queue._try_get()
         except QueueShutDown:
             raise self._refusal() from None
 
     def _look(self) -> object:
-        return self._pipe._items
+        return self._pipe.queue._items
 
     def _last_closed(self) -> None:
-        self._pipe.shutdown(immediate=True)
+        self._pipe.queue.shutdown(immediate=True)
 
     def _why_closed(self) -> str:
         return "all senders are closed and nothing is left"

@@ -5,10 +5,10 @@ tries to be the one that wakes. The first one is, and is noted in ``_fate``; to 
 that they go on to the next in their line. So one who waits in several lines takes a wake-up from one of them only.
 
 Why no wake-up is lost. As in ``_core._waiting``: enter the lines, then look. Who was woken in vain stays in the lines
-where its place is left, and once it can be woken anew (``_fate`` is cleared), it goes back to the lines where it is
-not, and looks again. A waker that came before that moment has marked its place as taken out, and then has found the
-fate decided; one that comes after it wakes. Both, and the clearing, are operations of one dict, hence ordered: either
-the mark is seen, or the wake-up comes.
+where its place is left. Once it can be woken anew (``_fate`` is cleared), it goes back to the lines where it is not,
+with new places, since the old ones may still be in the hands of wakers; and looks again. A waker that came before that
+moment has marked its place as taken out, and then has found the fate decided; one that comes after it wakes. Both, and
+the clearing, are operations of one dict, hence ordered: either the mark is seen, or the wake-up comes.
 
 Who was woken from a line and took nothing there passes that wake-up on; who was woken by somebody who meant another
 item than the one it had found already, too. In a ``Crowd`` all are woken at once, and nobody owes anybody anything.
@@ -62,9 +62,8 @@ class Standing:
     _waiter: Waiter  # set before the fate is cleared, read by whoever decides it
 
     def __init__(self, lines: Iterable[Line]) -> None:
-        self._lines = list(lines)
-        self._places: list[_Place] = []  # one for each of them, once it has entered
-        self.used: Iterable[Line] = self._lines
+        self._places = [_Place(self, line) for line in lines]
+        self.used: Iterable[Line] = [place.line for place in self._places]
         # By whose place it was woken; None if it gave up before. Decided by a setdefault of any thread.
         self._fate: dict[None, _Place | None] = {None: None}
         self._began = False
@@ -77,13 +76,14 @@ class Standing:
         self._waiter = waiter
         self._fate.clear()
         for at, place in enumerate(self._places):
-            if place.out:
-                # A new one: who took the old one out may still be about to use it.
-                self._places[at] = place = _Place(self, place.line)  # noqa: PLW2901
-                if self._began and type(place.line) is not Crowd:
-                    place.line.appendleft(place)  # others were faster; still it is the one that has waited longest
+            if not self._began:
+                place.line.append(place)
+            elif place.out:
+                self._places[at] = new = _Place(self, place.line)  # the old one may still be in the hands of a waker
+                if type(place.line) is Crowd:
+                    place.line.append(new)
                 else:
-                    place.line.append(place)
+                    place.line.appendleft(new)  # others were faster; still it is the one that has waited longest
         self._began = True
 
     def drop(self, lines: Iterable[Line]) -> None:
