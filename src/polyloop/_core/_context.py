@@ -6,7 +6,6 @@ thread of a loop that somebody else runs (``asyncio.run``, Jupyter, pytest) gets
 
 import asyncio
 import sys
-import weakref
 from typing import TYPE_CHECKING
 
 from polyloop._core import _prims, _trio
@@ -32,18 +31,18 @@ def runs_a_loop() -> bool:
 
 
 def who() -> object:
-    """What stands for the running task (asyncio or trio), else for the calling thread; to be compared, and hashed.
+    """The running task (asyncio or trio), else what stands for the calling thread; to be compared, and hashed.
 
-    Never again for another: the identities of tasks and threads are reused. And not the task itself: a lock that kept
-    it alive could be the last to drop it, on another thread than its loop's.
+    Not an identity: those are reused. A lock keeps the task that holds it; one that has ended without a release is
+    dropped by whoever releases instead, which is safe on any thread once the task has ended.
     """
     loop = _running_loop()
     if loop is not None:
         task = _current_task(loop)
         if task is not None:
-            return _ref(task)
+            return task
     if _TRIO in _modules and (trio_task := _trio.current_task()) is not None:
-        return _ref(trio_task)
+        return trio_task
     try:
         return _mine.token
     except AttributeError:
@@ -65,7 +64,6 @@ def who_by_name() -> str:
 # Every lock asks who(): a global is read faster than the attribute of a module.
 _running_loop = asyncio._get_running_loop
 _current_task = asyncio.current_task
-_ref = weakref.ref
 _mine = _prims.local()  # of each thread its token; not in ``here``, whose class makes it three times as slow
 _modules = sys.modules
 _TRIO = "trio"

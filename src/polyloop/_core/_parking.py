@@ -5,6 +5,7 @@ decided elsewhere: as a rule by whoever takes it out of the line it stands in (s
 """
 
 import asyncio
+import sys
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Final, Protocol
@@ -97,13 +98,17 @@ _REFUSED: Final = "refused"
 _PASSED_ON: Final = "passed on"
 
 
+_modules = sys.modules
+_TRIO = "trio"
+
+
 def async_waiter() -> AsyncWaiter:
     """A waiter for the running coroutine, on asyncio or trio.
 
     Raises:
         RuntimeError: neither of them runs it.
     """
-    return _trio.TrioWaiter() if _trio.runs_this() else LoopWaiter()
+    return _trio.TrioWaiter() if _TRIO in _modules and _trio.runs_this() else LoopWaiter()
 
 
 class ThreadWaiter:

@@ -8,7 +8,6 @@ from asyncio import current_task
 from collections import deque
 from types import TracebackType
 from typing import Literal
-from weakref import ref
 
 from polyloop._core._context import who
 from polyloop._core._errors import DeadlockError
@@ -106,7 +105,7 @@ class Lock:
             self._refuse_holder("async with lock")
             await self._permits.wait()
         try:
-            self._holder.append(ref(task) if (task := current_task()) is not None else who())
+            self._holder.append(current_task() or who())
         except RuntimeError:  # no loop of asyncio runs here
             self._holder.append(who())
 

@@ -61,7 +61,11 @@ class Semaphore:
 
     def acquire_nowait(self) -> bool:
         """Take a permit if there is one; whether there was."""
-        return self._permits.take_nowait()
+        try:
+            self._free.pop()
+        except IndexError:
+            return self._permits.take_nowait()
+        return True
 
     def release(self, n: int = 1) -> None:
         """Add ``n`` permits, which go to those who have waited longest. Waits for nothing.
@@ -199,7 +203,7 @@ class SyncSemaphore:
         self._semaphore.release(n)
 
     def __enter__(self) -> bool:
-        return self.acquire()
+        return self._semaphore.acquire_nowait() or self.acquire()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
