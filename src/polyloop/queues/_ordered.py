@@ -39,6 +39,8 @@ class _Weighed[T]:
 class LockedQueue[T](Queue[T]):
     """A queue over any container of entries: items, or ``_Weighed`` ones. Subclasses say how they go in and out."""
 
+    _direct = False
+
     def __init__(self, maxsize: float = 0, *, sizer: Sizer[T] | None = None) -> None:
         super().__init__(0)
         self._maxsize = maxsize
@@ -160,6 +162,8 @@ class LockedQueue[T](Queue[T]):
             wake_next(self._getters)
         if self._putters and not self.full():
             wake_next(self._putters)
+        if len(self._units) > FOLD_ABOVE:
+            self._tally.fold()
 
     # Getting
 
@@ -184,8 +188,6 @@ class LockedQueue[T](Queue[T]):
                 return NOTHING
             self._load -= 1 if self._sizer is None else entry.weight
         self._made_room(1)
-        if len(self._units) > FOLD_ABOVE:
-            self._tally.fold()
         return self._unwrapped(entry)
 
     def peek_nowait(self) -> T:

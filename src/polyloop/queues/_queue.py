@@ -45,6 +45,8 @@ class Queue[T]:
     .. versionadded:: 0.2
     """
 
+    _direct = True  # whether the items are in _items, and nowhere else
+
     def __new__(cls, maxsize: float = 0, *, sizer: Sizer[T] | None = None) -> Self:
         if sizer is not None and cls is Queue:
             from polyloop.queues._ordered import WeighedQueue  # noqa: PLC0415 - it is made of this class
@@ -123,9 +125,10 @@ class Queue[T]:
                 places.pop()
             except IndexError:
                 await until(self._putters, self._try_place)
-        self._units.append(None)  # before the item: whoever gets it may report it at once
+        units = self._units
+        units.append(None)  # before the item: whoever gets it may report it at once
         self._items.append(item)
-        if self._getters or self._down:
+        if self._getters or self._down or len(units) > FOLD_ABOVE:
             self._after_put(item)
 
     def put_nowait(self, item: T) -> None:
@@ -142,15 +145,18 @@ class Queue[T]:
             except IndexError:
                 if self._try_place() is NOTHING:
                     raise QueueFull(self._full_message()) from None
-        self._units.append(None)
+        units = self._units
+        units.append(None)
         self._items.append(item)
-        if self._getters or self._down:
+        if self._getters or self._down or len(units) > FOLD_ABOVE:
             self._after_put(item)
 
     def _after_put(self, item: T) -> None:
         if self._down and self._take_back(item):
             raise self._ended()
         wake_next(self._getters)
+        if len(self._units) > FOLD_ABOVE:  # here, and not where items are got: the units are the putters' own
+            self._tally.fold()
 
     def _block_put(self, item: T, timeout: float | None) -> bool:
         """Put an item on a plain thread; ``False`` when ``timeout`` seconds have passed first."""
@@ -197,8 +203,6 @@ class Queue[T]:
             return await until(self._getters, self._try_get)
         if self._places is not None:
             self._made_room(1)
-        if len(self._units) > FOLD_ABOVE:
-            self._tally.fold()
         return item
 
     def get_nowait(self) -> T:
@@ -222,8 +226,6 @@ class Queue[T]:
             item = self._last_look()
         if self._places is not None:
             self._made_room(1)
-        if len(self._units) > FOLD_ABOVE:
-            self._tally.fold()
         return item
 
     def _last_look(self) -> T:
@@ -309,6 +311,8 @@ class Queue[T]:
                 raise exc
         for _ in range(min(len(batch), len(self._getters))):
             wake_next(self._getters)
+        while len(self._units) > FOLD_ABOVE:
+            self._tally.fold()
         return batch, len(batch)
 
     async def get_many(self, max_items: int) -> list[T]:

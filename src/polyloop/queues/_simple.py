@@ -86,17 +86,22 @@ class SyncSimpleQueue[T]:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("__weakref__", "_queue")
+    __slots__ = ("__weakref__", "_append", "_popleft", "_queue", "_waiting")
 
     def __init__(self, queue: SimpleQueue[T]) -> None:
         self._queue = queue
+        self._append = queue._items.append  # bound for this face: see SyncQueue
+        self._popleft = queue._items.popleft
+        self._waiting = queue._getters.__len__
 
     def __repr__(self) -> str:
         return f"<sync face of {self._queue!r}>"
 
     def put(self, item: T, block: bool = True, timeout: float | None = None) -> None:
         """Put an item; ``block`` and ``timeout`` are ignored, as by ``queue.SimpleQueue``."""
-        self._queue.put(item)
+        self._append(item)
+        if self._waiting():
+            wake_next(self._queue._getters)
 
     def put_nowait(self, item: T) -> None:
         """Put an item."""
@@ -113,13 +118,13 @@ class SyncSimpleQueue[T]:
             QueueEmpty: there was none, or none in time.
             ValueError: a ``timeout`` below 0.
         """
-        queue = self._queue
         if timeout is not None:
             check_timeout(timeout)
         try:
-            return queue._items.popleft()
+            return self._popleft()
         except IndexError:
             item: T | Nothing = NOTHING
+        queue = self._queue
         if block:
             refuse_on_loop_thread("queue.sync.get()", "await queue.get()", timeout)
             item = block_until(queue._getters, queue._try_get, timeout, queue._items.__len__)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 from polyloop._core._errors import QueueEmpty, QueueFull, QueueShutDown
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._waiting import NOTHING, block_until
+from polyloop.queues._tally import FOLD_ABOVE
 
 if TYPE_CHECKING:
     from polyloop.queues._queue import Queue
@@ -19,10 +20,21 @@ class SyncQueue[T]:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("__weakref__", "_queue")
+    __slots__ = (
+        "__weakref__", "_append", "_count", "_counted", "_down", "_popleft", "_queue", "_waiting"
+    )  # fmt: skip
 
     def __init__(self, queue: "Queue[T]") -> None:
         self._queue = queue
+        # What a put and a get do to the containers of a plain queue, bound once for this face. Two threads that reach
+        # the same objects through the queue write to the same reference counts at every step; with a face for each
+        # thread they do not, which doubles what goes through.
+        self._append = queue._items.append if queue._direct and queue._places is None else None
+        self._popleft = queue._items.popleft if queue._direct else None
+        self._count = queue._units.append
+        self._counted = queue._units.__len__
+        self._waiting = queue._getters.__len__
+        self._down = queue._down.__len__
 
     def __repr__(self) -> str:
         return f"<sync face of {self._queue!r}>"
@@ -71,6 +83,13 @@ class SyncQueue[T]:
             QueueShutDown: the queue was shut down; nothing was put.
             ValueError: a ``timeout`` below 0.
         """
+        append = self._append
+        if append is not None:
+            self._count(None)  # as Queue.put
+            append(item)
+            if self._waiting() or self._down() or self._counted() > FOLD_ABOVE:
+                self._queue._after_put(item)
+            return
         queue = self._queue
         if timeout is not None:
             check_timeout(timeout)
@@ -97,9 +116,19 @@ class SyncQueue[T]:
             QueueShutDown: the queue was shut down and is empty.
             ValueError: a ``timeout`` below 0.
         """
-        queue = self._queue
         if timeout is not None:
             check_timeout(timeout)
+        popleft = self._popleft
+        if popleft is not None:
+            try:
+                found = popleft()
+            except IndexError:
+                pass
+            else:
+                if self._append is None:  # bounded
+                    self._queue._made_room(1)
+                return found
+        queue = self._queue
         item = queue._try_get()
         if item is NOTHING and block:
             refuse_on_loop_thread("queue.sync.get()", "await queue.get()", timeout)

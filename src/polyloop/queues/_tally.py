@@ -15,7 +15,7 @@ class Tally:
     Both change so that their sum is never too low meanwhile: nobody takes it for zero by mistake.
 
     Attributes:
-        units: ``units.append(None)`` raises the count. Whoever takes an item calls ``fold`` if they have become many.
+        units: ``units.append(None)`` raises the count. Whoever does calls ``fold`` if they have become many.
     """
 
     __slots__ = ("_folded", "_lock", "units")
