@@ -1,6 +1,7 @@
 """The queues: both faces, between loops, threads and trio, and what their ends say."""
 
 import asyncio
+import math
 import queue as std
 import threading
 from collections.abc import Callable
@@ -441,6 +442,8 @@ def test_bad_timeouts_are_refused() -> None:
     queue = Queue[int](1)
     with pytest.raises(ValueError, match="'timeout' must be a non-negative number, got -1"):
         queue.sync.get(timeout=-1)
+    with pytest.raises(ValueError, match="'timeout' must be a non-negative number, got nan"):
+        queue.sync.get(timeout=math.nan)
     with pytest.raises(QueueEmpty, match=r"empty after 0\.01 s"):
         queue.sync.get(timeout=0.01)
     with pytest.raises(QueueEmpty, match="is empty"):

@@ -1,6 +1,7 @@
 """``Event`` between loops, trio and threads."""
 
 import asyncio
+import math
 import time
 from typing import Any
 
@@ -79,6 +80,8 @@ def test_a_wait_of_a_thread_can_be_limited() -> None:
     assert not event.sync.wait(-1)
     with pytest.raises(OverflowError):
         event.sync.wait(1e30)
+    with pytest.raises(ValueError, match="nan"):
+        event.sync.wait(math.nan)
     assert waiting(event) == 0
 
 

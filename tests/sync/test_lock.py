@@ -1,6 +1,7 @@
 """``Lock`` and ``RLock`` between loops, trio and threads: turns, owners, cancellation and time."""
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -216,7 +217,7 @@ def test_a_wait_of_a_thread_can_be_limited(lock: Lock | RLock) -> None:
     assert not lock.locked()
 
 
-@pytest.mark.parametrize(("blocking", "timeout"), [(False, 1.0), (True, -2.0)])
+@pytest.mark.parametrize(("blocking", "timeout"), [(False, 1.0), (True, -2.0), (True, math.nan)])
 def test_a_timeout_that_makes_no_sense_is_refused(lock: Lock | RLock, blocking: bool, timeout: float) -> None:
     """As ``threading`` refuses it."""
     with pytest.raises(ValueError, match="timeout"):

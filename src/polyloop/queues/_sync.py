@@ -218,5 +218,5 @@ def check_max(max_items: int) -> None:
 
 
 def check_timeout(timeout: float | None) -> None:
-    if timeout is not None and timeout < 0:
+    if timeout is not None and not timeout >= 0:  # NaN is refused, too
         raise ValueError(f"'timeout' must be a non-negative number, got {timeout!r}")

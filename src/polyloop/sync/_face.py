@@ -10,13 +10,13 @@ def checked_timeout(blocking: bool, timeout: float | None) -> float | None:
 
     Raises:
         OverflowError: more than a thread can wait (``threading.TIMEOUT_MAX``).
-        ValueError: below 0 and not -1, or given beside ``blocking=False``.
+        ValueError: not a number, below 0 and not -1, or given beside ``blocking=False``.
     """
     if timeout is None or timeout == -1:
         return None
     if not blocking:
         raise ValueError("can't specify a timeout for a non-blocking call")
-    if timeout < 0:
+    if not timeout >= 0:  # NaN is refused, too
         raise ValueError(f"timeout must be -1, None or at least 0, got {timeout!r}")
     if timeout > _prims.TIMEOUT_MAX:
         raise OverflowError(f"timeout value is too large: {timeout!r} seconds; use None to wait as long as it takes")
@@ -34,5 +34,6 @@ def patience_of(timeout: float | None) -> float | None:
 
     Raises:
         OverflowError: more than a thread can wait (``threading.TIMEOUT_MAX``).
+        ValueError: not a number.
     """
-    return None if timeout is None else checked_timeout(True, max(0.0, timeout))
+    return None if timeout is None else checked_timeout(True, max(timeout, 0.0))  # in this order NaN stays NaN
