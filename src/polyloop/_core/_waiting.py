@@ -8,8 +8,8 @@ compare by identity).
 Why no wake-up is lost. What is waited for lives in a container of its own, too. A waiter enters the line and *then*
 looks whether it has to wait at all; a waker changes what is waited for and *then* looks at the line. In every order of
 these four steps one of the two sees the other. It relies on the length of a deque being a sequentially consistent load
-and on its methods being critical sections, as the mailbox does. Forced: ``tests/_core/test_waiting_interleavings.py``;
-stress: ``tests/sync/test_stress.py``, ``tests/queues/test_stress.py``.
+and on its methods being critical sections, as the mailbox does. In every order: ``test_queue_interleavings.py``,
+``test_sync_interleavings.py``; stress: ``test_queue_stress.py``, ``test_sync_stress.py``.
 
 *Trying again* (``until``, ``block_until``): who is woken looks for itself whether there is something left for it, and
 goes back to the head of the line if not. Fast where one wake-up can serve many: queues. Who is woken but leaves without
