@@ -1,52 +1,28 @@
-"""CPython's own tests of ``asyncio.TaskGroup``, taken from the running interpreter and turned on ours.
+"""CPython's own tests, taken from the running interpreter and turned on ours.
 
-The test module is loaded a second time, under a private name, and the names ``asyncio`` and ``taskgroups`` in that copy
-are replaced by stand-ins with our ``TaskGroup``. Nothing else in the process sees them.
+A module of tests is loaded a second time, under a private name, and the names ``asyncio``, ``threading``, ``queue`` in
+that copy are replaced by stand-ins that have our classes. Nothing else in the process sees them.
 """
 
 import asyncio
 import importlib.util
 import inspect
+import sys
 import unittest
-from asyncio import taskgroups
-from collections.abc import Coroutine
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
+
+import pytest
+from tests.conformance._excluded import Exclusions, Key
 
 import polyloop
-from polyloop._core._completion import Completion
 
-TESTS = "test.test_asyncio.test_taskgroups"
-
-
-#: The tests sleep for seconds in all, and run in seven flavours; what they need is the order of their sleeps.
-_PACE = 0.25
+type Test = Coroutine[Any, Any, object]
 
 
-def quick_sleep(delay: float, result: Any = None) -> Coroutine[Any, Any, Any]:
-    """``asyncio.sleep``, shorter."""
-    return asyncio.sleep(delay * _PACE, result)
-
-
-class AnyLoopEvent:
-    """An ``asyncio.Event`` that is set once, from any loop: some tests set theirs in a child."""
-
-    def __init__(self) -> None:
-        self._happened = Completion[None]()
-
-    def set(self) -> None:
-        if not self._happened.done():
-            self._happened._complete(None)
-
-    def is_set(self) -> bool:
-        return self._happened.done()
-
-    async def wait(self) -> bool:
-        await self._happened
-        return True
-
-
-class _StandIn:
+class StandIn:
     """A module with some names replaced."""
 
     def __init__(self, module: ModuleType, **instead: Any) -> None:
@@ -57,39 +33,123 @@ class _StandIn:
         return getattr(self._module, name)
 
 
-def load(event: type = asyncio.Event) -> ModuleType | None:
-    """A private copy of the tests, with our ``TaskGroup``; ``None`` where the interpreter ships no tests.
-
-    Args:
-        event: What the tests find as ``asyncio.Event``.
-    """
+def copy_of(tests: str) -> Any:
+    """A private copy of a module of tests; ``None`` where the interpreter ships no tests."""
     try:
-        spec = importlib.util.find_spec(TESTS)
+        spec = importlib.util.find_spec(tests)
     except ModuleNotFoundError:  # the package of tests, or of those for asyncio, is missing
         return None
     if spec is None or spec.loader is None:
         return None
-    private = importlib.util.spec_from_file_location("polyloop_conformance_taskgroups", spec.origin)
+    private = importlib.util.spec_from_file_location("polyloop_conformance_" + tests.replace(".", "_"), spec.origin)
     assert private is not None and private.loader is not None
     module = importlib.util.module_from_spec(private)
     private.loader.exec_module(module)
-    instead: dict[str, Any] = {"TaskGroup": polyloop.TaskGroup}
-    vars(module)["taskgroups"] = _StandIn(taskgroups, **instead)
-    vars(module)["asyncio"] = _StandIn(asyncio, Event=event, sleep=quick_sleep, **instead)
     return module
 
 
-def names_of(module: ModuleType | None) -> list[str]:
-    """The names of all tests that are coroutines; one of 3.13.0's drives a loop of its own, by ``get_event_loop``."""
-    found: set[str] = set()
-    for value in vars(module).values() if module is not None else ():
-        if isinstance(value, type) and issubclass(value, unittest.IsolatedAsyncioTestCase):
-            names = unittest.defaultTestLoader.getTestCaseNames(value)
-            found.update(name for name in names if inspect.iscoroutinefunction(getattr(value, name)))
-    return sorted(found)
+class Suite:
+    """The tests of one module, by classes under names of our choice, and those that are excluded.
+
+    Args:
+        tests: The module.
+        classes: Empty where the interpreter ships no tests.
+        at_least: How many tests of each class CPython 3.13.0 has; later ones have more.
+        module: The copy, or one of several. It has no other classes of tests than ``classes``,
+        left_out: these, and those that others are made of.
+    """
+
+    def __init__(
+        self,
+        tests: str,
+        classes: dict[str, type[unittest.TestCase]],
+        at_least: dict[str, int],
+        excluded: Exclusions,
+        *,
+        module: Any,
+        left_out: Collection[str] = (),
+    ) -> None:
+        self._tests = tests
+        self._classes = classes
+        self._at_least = at_least
+        self._excluded = excluded
+        self._module = module
+        self._left_out = left_out
+        names = unittest.defaultTestLoader.getTestCaseNames
+        self.keys: list[Key] = [(name, test) for name, cls in classes.items() for test in names(cls)]
+
+    def case(self, request: pytest.FixtureRequest, key: Key) -> unittest.TestCase:
+        """One test, not run yet; marked, or skipped at once, if it is excluded."""
+        self._excluded.apply(request, key)
+        return self._classes[key[0]](key[1])
+
+    def check(self) -> None:
+        """Fail if tests are missing, or excluded that are not there."""
+        skip_without(self._classes, self._tests)
+        counts = Counter(name for name, _ in self.keys)
+        few = {name: counts[name] for name, least in self._at_least.items() if counts[name] < least}
+        assert not few, f"tests of {self._tests} are missing: {few}"
+        stale = self._excluded.stale(self.keys)
+        assert not stale, f"tests are excluded that do not exist: {stale}"
+        new = set(classes_of(self._module)) - self._classes.keys() - set(self._left_out)
+        assert not new, f"{self._tests} has classes of tests that we do not run: {new}"
 
 
-def case(module: ModuleType, name: str) -> unittest.IsolatedAsyncioTestCase:
-    """One test, not run yet; ``getattr(case, name)()`` is its coroutine."""
-    made: unittest.IsolatedAsyncioTestCase = module.TestTaskGroup(name)
-    return made
+def classes_of(module: Any) -> dict[str, type[unittest.TestCase]]:
+    """The classes of tests in a module, without those that others are made of."""
+    found = {name: cls for name, cls in vars(module).items() if isinstance(cls, type)}
+    return {name: cls for name, cls in found.items() if issubclass(cls, unittest.TestCase) and name[:4] != "Base"}
+
+
+def skip_without(found: object, tests: str) -> None:
+    """Without CPython's tests there is nothing to conform to; the run says so."""
+    if not found:
+        pytest.skip(f"NO CONFORMANCE TESTS RUN: {sys.executable} ships no {tests}; install its testsuite package")
+
+
+def on_asyncio(test: Test, factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> None:
+    """Run a test on a loop of asyncio's, or on another one that knows nothing of us."""
+    with asyncio.Runner(debug=True, loop_factory=factory) as runner:
+        runner.run(test)
+
+
+def on_worker(test: Test) -> None:
+    """Run a test on a loop of ours."""
+    polyloop.run(test, loops=1, debug=True)
+
+
+async def life(case: unittest.TestCase) -> None:
+    """A test with what comes before and after it, in one task. Those that are no coroutines run on the loop, too."""
+    assert isinstance(case, unittest.IsolatedAsyncioTestCase)
+    case.setUp()
+    await case.asyncSetUp()
+    try:
+        await _maybe(getattr(case, case._testMethodName)())
+    finally:
+        await case.asyncTearDown()
+        case.tearDown()
+        for function, args, kwargs in _cleanups(case):
+            await _maybe(function(*args, **kwargs))
+
+
+async def _maybe(made: object) -> None:
+    if inspect.isawaitable(made):
+        await made
+
+
+def run_plain(case: unittest.TestCase) -> None:
+    """Run a test without a loop, with what comes before and after it."""
+    case.setUp()
+    try:
+        getattr(case, case._testMethodName)()
+    finally:
+        case.tearDown()
+        for function, args, kwargs in _cleanups(case):
+            function(*args, **kwargs)
+
+
+def _cleanups(case: unittest.TestCase) -> Iterable[tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]]:
+    """What ``addCleanup`` has put on the stack. ``doCleanups`` would not raise."""
+    stack = cast("Any", case)._cleanups
+    while stack:
+        yield stack.pop()

@@ -1,23 +1,59 @@
-"""Tests of CPython's that do not hold where children run on other loops, each with its reason. See ``docs/tasks.md``.
+"""Tests of CPython's that do not hold for ours, each with the design decision behind it.
 
-With all children on the loop of their group (flavours ``asyncio``, ``worker`` and their eager twins) all tests pass.
-
-``MUST_FAIL`` are run and must fail: when one passes, the run fails until it is taken off the list. ``NOT_RUN`` pass or
-fail by chance, since two threads decide them.
+``must_fail`` are run and must fail: when one passes, the run fails until it is taken off the list. ``not_run`` pass or
+fail by chance, since two threads decide them, or would not end. An entry for a test that does not exist fails the run.
 """
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 
-type Excluded = dict[tuple[str, str], str]
+import pytest
+
+type Key = tuple[str, str]  # class of the test, or flavour; its name
+type Excluded = dict[Key, str]
+
+
+#: What a test raises that does not hold; all else (a timeout, say) is news.
+_DIFFER = (AssertionError, AttributeError, RuntimeError, TypeError)
+
+
+@dataclass(frozen=True)
+class Exclusions:
+    """What is excluded from one module of tests.
+
+    Args:
+        since: Versions of CPython that brought a test. 3.13.0 has those that are not here.
+    """
+
+    must_fail: Excluded = field(default_factory=dict)
+    not_run: Excluded = field(default_factory=dict)
+    since: dict[Key, tuple[int, ...]] = field(default_factory=dict)
+
+    def apply(self, request: pytest.FixtureRequest, key: Key) -> None:
+        """Skip a test that is not run, and mark one that must fail."""
+        if (reason := self.not_run.get(key)) is not None:
+            pytest.skip(reason)
+        if (reason := self.must_fail.get(key)) is not None:
+            request.applymarker(pytest.mark.xfail(reason=reason, raises=_DIFFER, strict=True))
+
+    def stale(self, known: Collection[Key]) -> set[Key]:
+        """The entries for tests that do not exist."""
+        assert self.since.keys() <= {*self.must_fail, *self.not_run}
+        here = {key for key in (*self.must_fail, *self.not_run) if sys.version_info >= self.since.get(key, (3, 13))}
+        return here - set(known)
+
+
+def _each[T](flavours: Iterable[str], tests: dict[str, T]) -> dict[Key, T]:
+    return {(flavour, name): what for flavour in flavours for name, what in tests.items()}
+
+
+# test_asyncio.test_taskgroups: see ``docs/tasks.md``. With all children on the loop of their group (flavours
+# ``asyncio``, ``worker`` and their eager twins) all tests pass.
 
 #: Flavours in which the children of a group run on other loops than the group, and those in which on several at once.
 ELSEWHERE = ("elsewhere", "spread", "guest")
 SEVERAL = ("spread", "guest")
-
-
-def _each(flavours: Iterable[str], reasons: dict[str, str]) -> Excluded:
-    return {(flavour, name): reason for flavour in flavours for name, reason in reasons.items()}
-
 
 _TICKS = "counts the ticks of one loop until a child on another loop has failed"
 _BOTH = "wants two children to have failed in the same tick; elsewhere, the first cancels what has not begun"
@@ -28,23 +64,81 @@ _FREED = (
 )
 _COUNTS = "its children count in a shared variable without a lock, on two loops at once"
 
-MUST_FAIL: Excluded = {}
+TASKGROUPS = Exclusions(
+    not_run={
+        **_each(
+            ELSEWHERE,
+            {
+                "test_cancels_task_if_created_during_creation": _TICKS,
+                "test_error_and_cancel": _TICKS,
+                "test_nested_groups_both_cancelled": _BOTH,
+                "test_taskgroup_generator_exit_03": _BOTH,
+                "test_taskgroup_generator_exit_04": _TICKS,
+                "test_taskgroup_25": "its children add more while another aborts the group, and are refused then",
+                "test_exception_refcycles_parent_task": _FREED,
+                "test_exception_refcycles_parent_task_wr": _FREED,
+                "test_taskgroup_cancel_keeps_outer_cancellation": _STARTED,
+                "test_taskgroup_cancel_one_winner": "wants three children to start in the order of their creation",
+            },
+        ),
+        **_each(SEVERAL, {"test_cancellation": _COUNTS, "test_taskgroup_07": _COUNTS}),
+    },
+    since={
+        **_each(
+            ELSEWHERE,
+            {
+                "test_cancels_task_if_created_during_creation": (3, 13, 2),
+                "test_exception_refcycles_parent_task": (3, 13, 2),
+                "test_exception_refcycles_parent_task_wr": (3, 13, 2),
+                "test_taskgroup_generator_exit_03": (3, 15),
+                "test_taskgroup_generator_exit_04": (3, 15),
+                "test_taskgroup_cancel_keeps_outer_cancellation": (3, 15),
+                "test_taskgroup_cancel_one_winner": (3, 15),
+            },
+        )
+    },
+)
 
-NOT_RUN: Excluded = {
-    **_each(
-        ELSEWHERE,
-        {
-            "test_cancels_task_if_created_during_creation": _TICKS,
-            "test_error_and_cancel": _TICKS,
-            "test_nested_groups_both_cancelled": _BOTH,
-            "test_taskgroup_generator_exit_03": _BOTH,
-            "test_taskgroup_generator_exit_04": _TICKS,
-            "test_taskgroup_25": "its children add more while another thread aborts the group, and are refused then",
-            "test_exception_refcycles_parent_task": _FREED,
-            "test_exception_refcycles_parent_task_wr": _FREED,
-            "test_taskgroup_cancel_keeps_outer_cancellation": _STARTED,
-            "test_taskgroup_cancel_one_winner": "wants three children to start in the order of their creation",
-        },
-    ),
-    **_each(SEVERAL, {"test_cancellation": _COUNTS, "test_taskgroup_07": _COUNTS}),
-}
+
+# test_asyncio.test_locks. Its conditions are tested with an RLock, our default, and with a Lock, asyncio's.
+
+_AT_ONCE = "a release hands the lock to the next in line at once; asyncio's stays free until the next one runs"
+_WOKEN = "who is woken has left the line, while asyncio's still stand in it until they run"
+_ANY_LOOP = "wants another loop to be refused; ours work across loops"
+_RLOCK = "one task wants to use what another has acquired; the default lock of our Condition belongs to its owner"
+
+ASYNCIO_LOCKS = Exclusions(
+    must_fail={
+        ("LockTests", "test_cancel_race"): _AT_ONCE,
+        ("EventTests", "test_clear_with_waiters"): _WOKEN,
+        ("ConditionTests", "test_ambiguous_loops"): _ANY_LOOP,
+        ("ConditionTests", "test_wait_cancel"): _RLOCK,
+        ("ConditionTests", "test_wait_cancel_contested"): _RLOCK,
+        ("ConditionTests with a Lock", "test_ambiguous_loops"): _ANY_LOOP,
+        ("SemaphoreTests", "test_acquire_fifo_order_2"): _AT_ONCE,
+        ("SemaphoreTests", "test_acquire_fifo_order_4"): _AT_ONCE,
+    },
+    not_run={("ConditionTests", "test_wait"): _RLOCK + "; its tasks could then not end"},
+)
+
+
+# test.lock_tests
+
+_HOLDER = "a thread that would wait for itself gets a DeadlockError, and the test would wait for it in vain"
+_SHOWN = "the repr of a face is its primitive's, which is asyncio's"
+_FORK = (
+    "private, for threading's own use in a forked child; a child gets no locks of ours, as only the thread that forked"
+    " lives on in it, and those that hold them do not"
+)
+
+THREADING_LOCKS = Exclusions(
+    must_fail={
+        **_each(("LockTests", "RLockTests"), {"test_repr": _SHOWN, "test_locked_repr": _SHOWN}),
+        ("RLockTests", "test_repr_count"): _SHOWN,
+        **_each(("EventTests", "SemaphoreTests", "BoundedSemaphoreTests", "BarrierTests"), {"test_repr": _SHOWN}),
+        ("LockTests", "test_at_fork_reinit"): _FORK,
+        ("EventTests", "test_at_fork_reinit"): _FORK,
+    },
+    not_run={("LockTests", "test_reacquire"): _HOLDER},
+    since={("RLockTests", "test_repr_count"): (3, 14)},
+)
