@@ -201,16 +201,17 @@ class Sleepy(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._calls = itertools.count()
+        self._lost: list[Callable[[], object]] = []
 
     def call_soon_threadsafe[*Ts](
         self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
-        if next(self._calls) != 10:
-            return super().call_soon_threadsafe(callback, *args, context=context)
-        return self.call_soon(callback, *args, context=context)
-
-    def _check_thread(self) -> None:
-        """Not in debug mode either."""
+        if next(self._calls) == 10:
+            self._lost.append(lambda: super(Sleepy, self).call_soon_threadsafe(callback, *args, context=context))
+            return asyncio.Handle(callback, args, self, context)
+        while self._lost:
+            self._lost.pop()()
+        return super().call_soon_threadsafe(callback, *args, context=context)
 
 
 def test_loop_that_loses_wakeups_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

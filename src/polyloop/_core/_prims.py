@@ -36,6 +36,7 @@ current_thread = threading.current_thread
 monotonic = time.monotonic
 monotonic_ns = time.monotonic_ns
 thread_time_ns = time.thread_time_ns
+sleep = time.sleep
 
 _THREAD_TAKES_CONTEXT = sys.version_info >= (3, 14)
 

@@ -16,6 +16,9 @@ from polyloop._core._errors import UnreliableLoopError
 #: Wake-ups sent one after the other, each answered before the next: the loop goes to sleep in between.
 _SINGLE = 50
 
+#: Seconds between two of them, so that it has gone to sleep: who waits for the answer spins, and hears it at once.
+_NAP = 0.0002
+
 #: Wake-ups sent at once by each of two threads, several rounds: they race the loop falling asleep.
 _BURST = 25
 _ROUNDS = 20
@@ -40,6 +43,7 @@ def check_wakeups(loop: asyncio.AbstractEventLoop, *, timeout: float = _TIMEOUT)
         for _ in range(_SINGLE):
             sent += 1
             _ping(loop).result(timeout)
+            _prims.sleep(_NAP)
         for _ in range(_ROUNDS):
             sent += 2 * _BURST
             _burst(loop, timeout)
