@@ -4,6 +4,7 @@ import asyncio
 import math
 import queue as std
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -415,6 +416,43 @@ def test_a_count_that_only_grows_takes_no_memory() -> None:
         queue.task_done()
     assert queue._tally.is_zero()
     assert not Tally().lower()
+
+
+class RacedUnits(deque[None]):
+    """Units that others report when a fold begins, all but a few."""
+
+    def __init__(self, queue: Queue[int], left: int) -> None:
+        super().__init__([None] * queue.unfinished_tasks)
+        self._reports = self._many = queue.unfinished_tasks - left
+        self._report = queue.task_done
+
+    def __len__(self) -> int:
+        many, self._many = self._many, 0
+        return FOLD_ABOVE + 1 if many else super().__len__()
+
+    def pop(self) -> None:  # type: ignore[override]
+        reports, self._reports = self._reports, 0
+        for _ in range(reports):
+            self._report()
+        super().pop()
+
+
+@pytest.mark.parametrize("left", [0, 3])
+def test_reports_that_race_with_a_fold_end_a_join(left: int) -> None:
+    """The count of what is folded is too high meanwhile, and there may be less to fold than there was."""
+    queue = Queue[int]()
+    queue.put_many_nowait(range(5))
+    joining = TestThread(queue.sync.join)
+    wait_until(lambda: queue._joiners)
+    queue._units = queue._tally.units = RacedUnits(queue, left)
+    queue._fold()
+    for _ in range(left):
+        assert queue._joiners
+        queue.task_done()
+    joining.result()
+    assert queue.unfinished_tasks == 0
+    with pytest.raises(ValueError, match="too many times"):
+        queue.task_done()
 
 
 # Guards

@@ -27,7 +27,13 @@ class WorkerDiedError(PolyloopError, RuntimeError):
 
 
 class BlockingCallError(PolyloopError, RuntimeError):
-    """A call that would block was made on a thread that runs an event loop."""
+    """A call that would block was made on a thread that runs an event loop.
+
+    Attributes:
+        items_put: How many items a ``put_many`` had put before.
+    """
+
+    items_put = 0
 
 
 class DeadlockParty(NamedTuple):
@@ -75,7 +81,13 @@ class QueueEmpty(PolyloopError, asyncio.QueueEmpty, _prims.QueueEmpty):
 
 
 class QueueFull(PolyloopError, asyncio.QueueFull, _prims.QueueFull):
-    """A ``_nowait`` or timed call found no room. Both ``asyncio.QueueFull`` and ``queue.Full``; a signal."""
+    """A ``_nowait`` or timed call found no room. Both ``asyncio.QueueFull`` and ``queue.Full``; a signal.
+
+    Attributes:
+        items_put: How many items a ``put_many`` had put before; always from the beginning.
+    """
+
+    items_put = 0
 
 
 class QueueShutDown(PolyloopError, asyncio.QueueShutDown, _prims.QueueShutDown):

@@ -59,10 +59,11 @@ class LoopWaiter:
 
     def wake(self) -> bool:
         port = self._port
-        if port.is_current():
-            return self() or self._refuse()
         if port.mailbox.closed:
             return self._refuse()
+        # Outside of a task the caller may be a signal handler that interrupts the loop's sleep, which then would go on.
+        if port.is_current() and asyncio.current_task(port.loop) is not None:
+            return self() or self._refuse()
         port.post(self)  # itself: a bound method would be one more object for the garbage collector
         return True
 
@@ -86,11 +87,13 @@ class LoopWaiter:
 
     def forsaken(self) -> bool:
         """Whether ``wake`` has returned ``False``, or will. For a coroutine that ends after it was taken for woken."""
-        future = self._future
+        fates, future = self._port.fates, self._future
+        if fates.get(self) is _REFUSED:
+            return True
         if hasattr(self, "_came_late") or (future.done() and not future.cancelled()):  # the wake-up has arrived
             return False
         # Kept until it arrives: the loop may end before, and the waker must find this then.
-        return self._port.fates.setdefault(self, _PASSED_ON) is _REFUSED
+        return fates.setdefault(self, _PASSED_ON) is _REFUSED
 
 
 #: What has become of a waiter whose loop has ended: its waker has gone on to the next, or it has, being closed.

@@ -21,11 +21,10 @@ woken but leaves gives it back, to the next in line.
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from polyloop._core import _prims
 from polyloop._core._parking import AsyncWaiter, ThreadWaiter, Waiter, async_waiter, spin_until
-from polyloop._core._prims import Lock
 
 type Line = deque[Waiter]
 
@@ -147,7 +146,8 @@ class Stock:
         self.free: deque[None] = deque([None] * min(count, _BLOCK))
         # What nobody has needed yet is but a number; guarded by _lock, and read without it.
         self._unissued = count - len(self.free)
-        self._lock = _prims.Lock() if self._unissued else None
+        # One that a signal handler may take again which interrupts its holder.
+        self._lock = _prims.RLock() if self._unissued else None
 
     @property
     def count(self) -> int:
@@ -162,17 +162,21 @@ class Stock:
             return self._lock is not None and self._issue(self._lock)
         return True
 
-    def _issue(self, lock: Lock) -> bool:
+    def _issue(self, lock: Any) -> bool:
         """Take one after making the next block of them."""
-        with lock:
-            block = min(self._unissued, _BLOCK)
-            self._unissued -= block
-            self.free.extend([None] * block)  # under the lock: who comes next and finds no block left finds these
-        try:
-            self.free.pop()
-        except IndexError:
-            return False
-        return True
+        while True:
+            with lock:
+                block = self._unissued
+                block = block if block < _BLOCK else _BLOCK  # noqa: FURB136 - a call lets handlers in
+                self._unissued -= block
+                self.free.extend([None] * block)  # under the lock: who comes next and finds no block left finds these
+            try:
+                self.free.pop()
+            except IndexError:
+                if not self._unissued:
+                    return False
+            else:
+                return True
 
 
 class Permits(Stock):

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 from polyloop._core import _prims
-from polyloop._core._errors import QueueEmpty, QueueFull, QueueShutDown
+from polyloop._core._errors import QueueEmpty, QueueFull
 from polyloop._core._waiting import NOTHING, Nothing, Permits, block_until, until, wake_next
 from polyloop.queues._queue import Queue, Sizer
 from polyloop.queues._tally import FOLD_ABOVE
@@ -39,7 +39,7 @@ class _Weighed[T]:
 class LockedQueue[T](Queue[T]):
     """A queue over any container of entries: items, or ``_Weighed`` ones. Subclasses say how they go in and out."""
 
-    _direct = False
+    _fifo = False
 
     def __init__(self, maxsize: float = 0, *, sizer: Sizer[T] | None = None) -> None:
         super().__init__(0)
@@ -99,7 +99,11 @@ class LockedQueue[T](Queue[T]):
         """
         attempt = self._putting(item)
         if attempt() is NOTHING:
-            await until(self._putters, attempt)
+            try:
+                await until(self._putters, attempt)
+            except BaseException:
+                wake_next(self._putters)  # a lighter one behind it may fit
+                raise
         self._announce()
 
     def put_nowait(self, item: T) -> None:
@@ -116,6 +120,7 @@ class LockedQueue[T](Queue[T]):
 
     def _block_put(self, item: T, timeout: float | None) -> bool:
         if block_until(self._putters, self._putting(item), timeout) is NOTHING:
+            wake_next(self._putters)  # a lighter one behind it may fit
             return False
         self._announce()
         return True
@@ -128,7 +133,7 @@ class LockedQueue[T](Queue[T]):
         if self._sizer is None:
             return partial(self._try_put, item, 1)
         weight = self._sizer(item)
-        if weight < 0 or 0 < self._maxsize < weight:
+        if not weight >= 0 or 0 < self._maxsize < weight:  # NaN is neither
             raise ValueError(f"an item of weight {weight!r} never fits into a queue of maxsize={self._maxsize!r}")
         return partial(self._try_put, _Weighed(item, weight), weight)
 
@@ -152,9 +157,17 @@ class LockedQueue[T](Queue[T]):
         try:
             return operation(*args)
         finally:
-            while self._late:
-                self._add(self._late.popleft())
-            self._busy = False
+            try:
+                while self._late:
+                    self._add_late(self._late.popleft())
+            finally:
+                self._busy = False
+
+    def _add_late(self, entry: Any) -> None:
+        try:
+            self._add(entry)
+        except Exception:  # it does not compare: its order is lost, and not the item
+            self._store.append(entry)
 
     def _announce(self) -> None:
         """An item was put: wake who waits for it, and who waits for the room that is left."""
@@ -163,7 +176,7 @@ class LockedQueue[T](Queue[T]):
         if self._putters and not self.full():
             wake_next(self._putters)
         if len(self._units) > FOLD_ABOVE:
-            self._tally.fold()
+            self._fold()
 
     # Getting
 
@@ -187,6 +200,8 @@ class LockedQueue[T](Queue[T]):
                     raise self._ended() from None
                 return NOTHING
             self._load -= 1 if self._sizer is None else entry.weight
+            if not self._store and not self._late:
+                self._load = 0  # whatever is left of a sum of floats
         self._made_room(1)
         return self._unwrapped(entry)
 
@@ -210,18 +225,18 @@ class LockedQueue[T](Queue[T]):
         while len(taken) < max_items and not self.empty():
             try:
                 taken.append(self.get_nowait())
-            except (QueueEmpty, QueueShutDown):
+            except Exception:  # of a comparison, too: the next get raises it, and none of these is lost
                 break
         return taken
 
     def clear(self) -> int:
         """Drop all items, as if they had been got and reported by ``task_done``; return how many."""
         with self._lock:
-            dropped = len(self._store)
-            self._store = self._new_store()
-            self._load = 0
-        self._dropped(dropped)
-        return dropped
+            if self._busy:
+                raise RuntimeError(f"{type(self).__name__}.clear was called by an operation of the same queue")
+            dropped, self._store, self._load = self._store, self._new_store(), 0  # freed when the lock is
+        self._dropped(len(dropped))
+        return len(dropped)
 
     def _made_room(self, places: int) -> None:
         if self._putters:
@@ -265,7 +280,7 @@ class WeighedQueue[T](LockedQueue[T]):
             QueueShutDown: the queue was shut down; nothing was put.
             ValueError: the item alone weighs more than ``maxsize``.
         """
-        if self._putters or self._turn.line:
+        if (self._putters or self._turn.line) and not self._down:
             raise QueueFull(f"{type(self).__name__} has others waiting for room; use 'await put()' to wait in turn")
         super().put_nowait(item)
 

@@ -15,7 +15,7 @@ ordered by ``_ending``: nobody takes a queue for empty whose items are in the ha
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from polyloop._core import _prims
 from polyloop._core._errors import QueueEmpty, QueueFull, QueueShutDown
@@ -45,9 +45,9 @@ class Queue[T]:
     .. versionadded:: 0.2
     """
 
-    _direct = True  # whether the items are in _items, and nowhere else
+    _fifo = True  # whether the items are in _items, and nowhere else
 
-    def __new__(cls, maxsize: float = 0, *, sizer: Sizer[T] | None = None) -> Self:
+    def __new__(cls, *args: Any, sizer: Sizer[T] | None = None, **options: Any) -> Self:
         if sizer is not None and cls is Queue:
             from polyloop.queues._ordered import WeighedQueue  # noqa: PLC0415 - it is made of this class
 
@@ -55,6 +55,8 @@ class Queue[T]:
         return object.__new__(cls)
 
     def __init__(self, maxsize: float = 0, *, sizer: Sizer[T] | None = None) -> None:
+        if sizer is not None:
+            raise TypeError(f"{type(self).__name__} cannot weigh its items; use Queue itself, or a LifoQueue")
         self._maxsize = maxsize
         self._items: deque[T] = deque()
         self._getters: Line = deque()
@@ -156,7 +158,7 @@ class Queue[T]:
             raise self._ended()
         wake_next(self._getters)
         if len(self._units) > FOLD_ABOVE:  # here, and not where items are got: the units are the putters' own
-            self._tally.fold()
+            self._fold()
 
     def _block_put(self, item: T, timeout: float | None) -> bool:
         """Put an item on a plain thread; ``False`` when ``timeout`` seconds have passed first."""
@@ -247,6 +249,9 @@ class Queue[T]:
             return self._items[0]
         except IndexError:
             if self._down:
+                with self._ending:
+                    if self._items:  # a put that takes its item back had them in its hands
+                        return self._items[0]
                 raise self._ended() from None
             raise QueueEmpty(f"{type(self).__name__} is empty; there is nothing to peek at") from None
 
@@ -312,7 +317,7 @@ class Queue[T]:
         for _ in range(min(len(batch), len(self._getters))):
             wake_next(self._getters)
         while len(self._units) > FOLD_ABOVE:
-            self._tally.fold()
+            self._fold()
         return batch, len(batch)
 
     async def get_many(self, max_items: int) -> list[T]:
@@ -350,15 +355,15 @@ class Queue[T]:
 
     def clear(self) -> int:
         """Drop all items, as if they had been got and reported by ``task_done``; return how many."""
-        dropped = 0
-        try:
-            while True:
-                self._items.popleft()
-                dropped += 1
-        except IndexError:
-            pass
-        self._dropped(dropped)
-        return dropped
+        dropped: list[T] = []
+        with self._ending:  # nothing is in the hands of a put that takes its item back
+            try:
+                while True:
+                    dropped.append(self._items.popleft())
+            except IndexError:
+                pass
+        self._dropped(len(dropped))
+        return len(dropped)
 
     def _made_room(self, places: int) -> None:
         """Make room for so many items, and wake as many who wait for it."""
@@ -390,6 +395,10 @@ class Queue[T]:
         """
         if not self._tally.lower():
             raise ValueError("task_done() called too many times")
+        self._look_whether_finished()
+
+    def _fold(self) -> None:
+        self._tally.fold()
         self._look_whether_finished()
 
     def _look_whether_finished(self) -> None:

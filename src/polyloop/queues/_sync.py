@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
-from polyloop._core._errors import QueueEmpty, QueueFull, QueueShutDown
+from polyloop._core._errors import BlockingCallError, QueueEmpty, QueueFull, QueueShutDown
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._waiting import NOTHING, block_until
 from polyloop.queues._tally import FOLD_ABOVE
@@ -29,8 +29,9 @@ class SyncQueue[T]:
         # What a put and a get do to the containers of a plain queue, bound once for this face. Two threads that reach
         # the same objects through the queue write to the same reference counts at every step; with a face for each
         # thread they do not, which doubles what goes through.
-        self._append = queue._items.append if queue._direct and queue._places is None else None
-        self._popleft = queue._items.popleft if queue._direct else None
+        plain = queue._fifo and type(queue).__module__ == __name__.rpartition(".")[0] + "._queue"  # not a user's own
+        self._append = queue._items.append if plain and queue._places is None else None
+        self._popleft = queue._items.popleft if plain else None
         self._count = queue._units.append
         self._counted = queue._units.__len__
         self._waiting = queue._getters.__len__
@@ -132,7 +133,8 @@ class SyncQueue[T]:
         item = queue._try_get()
         if item is NOTHING and block:
             refuse_on_loop_thread("queue.sync.get()", "await queue.get()", timeout)
-            item = block_until(queue._getters, queue._try_get, timeout, queue._items.__len__)
+            look = queue._items.__len__ if queue._fifo else queue.qsize
+            item = block_until(queue._getters, queue._try_get, timeout, look)
         if item is NOTHING:
             raise QueueEmpty(f"{type(queue).__name__} is empty" + (f" after {timeout} s" if block else ""))
         return cast("T", item)
@@ -153,14 +155,15 @@ class SyncQueue[T]:
         """Put items in their order, waiting for room as need be, for each at most ``timeout`` seconds.
 
         Raises:
-            BlockingCallError, QueueFull, QueueShutDown, ValueError: as ``put``; those before it were put.
+            BlockingCallError, QueueFull, QueueShutDown: as ``put``; ``items_put`` says how many were put before.
+            ValueError: a ``timeout`` below 0.
         """
         batch, put = self._queue._put_at_once(items)
         try:
             while put < len(batch):
                 self.put(batch[put], timeout=timeout)
                 put += 1
-        except QueueShutDown as exc:
+        except (BlockingCallError, QueueFull, QueueShutDown) as exc:
             exc.items_put = put
             raise
 

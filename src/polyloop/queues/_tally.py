@@ -35,7 +35,7 @@ class Tally:
         return not self._folded and not self.units and not self._folded  # what was folded in between counts
 
     def fold(self) -> None:
-        """Keep the units few."""
+        """Keep the units few. Then look whether the count is zero: to others it was too high meanwhile."""
         with self._lock:
             if len(self.units) <= FOLD_ABOVE:
                 return
@@ -56,12 +56,17 @@ class Tally:
         return True
 
     def _lower_folded(self) -> bool:
+        # The unit that the caller lowers by is in one of the two. All is done under the lock, so that no fold and no
+        # other unfolding moves it from where the caller has yet to look to where it has looked.
         with self._lock:
-            if self._folded:
-                self.units.extend([None] * _FOLDED)
-                self._folded -= _FOLDED
-        try:
-            self.units.pop()
-        except IndexError:
-            return False
-        return True
+            while True:
+                try:
+                    self.units.pop()
+                except IndexError:
+                    if not self._folded:
+                        return False
+                else:
+                    return True
+                block = min(self._folded, _FOLDED)  # a fold may have found less
+                self.units.extend([None] * block)
+                self._folded -= block

@@ -66,7 +66,11 @@ class Condition:
         self._check_mine("cannot wait on un-acquired lock")
         waiter = async_waiter()
         self._line.append(waiter)
-        depth = self._lock._release_all()
+        try:
+            depth = self._lock._release_all()
+        except BaseException:
+            leave(self._line, waiter)
+            raise
         try:
             try:
                 await waiter
