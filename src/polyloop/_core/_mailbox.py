@@ -71,10 +71,11 @@ class Mailbox:
             raise
         return True
 
-    def drain(self) -> None:
-        """Run what is queued now; what these calls post waits for the next drain. Consumer thread only."""
+    def drain(self) -> int:
+        """Run what is queued now, and return how many; what these calls post waits for the next. Consumer thread."""
         popleft = self.items.popleft
-        for _ in range(len(self.items)):
+        count = len(self.items)
+        for _ in range(count):
             try:
                 # In one expression: a name for the callable would be two more writes to a reference count that the
                 # poster's core writes to as well, and those are most of what a post costs.
@@ -83,8 +84,9 @@ class Mailbox:
                 raise
             except BaseException as exc:
                 if self.closed:  # by another thread, which gave this loop up and cleared the deque
-                    return
+                    break
                 self._report(exc)
+        return count
 
     def close(self) -> None:
         """Drop what is queued and all that comes later. Any thread, once the consumer will not drain again."""

@@ -32,7 +32,10 @@ class Tally:
 
     def is_zero(self) -> bool:
         """Whether the count was zero at some moment of this call."""
-        return not self._folded and not self.units and not self._folded  # what was folded in between counts
+        if self._folded or self.units:
+            return False
+        with self._lock:  # between the two looks nothing is folded, nor unfolded
+            return not self._folded and not self.units
 
     def fold(self) -> None:
         """Keep the units few. Then look whether the count is zero: to others it was too high meanwhile."""

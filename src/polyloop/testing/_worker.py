@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from polyloop._core import _prims
 from polyloop._core._loop import WorkerLoop
+from polyloop._core._mailbox import Mailbox
 from polyloop._core._selector import WorkerSelector
 from polyloop._core._spin import SpinPolicy
 from polyloop._core._worker import Worker
@@ -78,6 +79,23 @@ class ClockedLoop(WorkerLoop):
             self._clock = None
 
 
+class _CountedMailbox(Mailbox):
+    """Says how many items it has run. By what a drain has found: others post while it begins."""
+
+    __slots__ = ("_count",)
+
+    def __init__(
+        self, wake: Callable[[], object], report: Callable[[BaseException], object], count: Callable[[int], object]
+    ) -> None:
+        super().__init__(wake, report)
+        self._count = count
+
+    def drain(self) -> int:
+        items = super().drain()
+        self._count(items)
+        return items
+
+
 class WatchedWorker(Worker):
     """A worker without a runtime that answers watchers."""
 
@@ -91,6 +109,8 @@ class WatchedWorker(Worker):
         debug: bool | None,
     ) -> None:
         super().__init__(name, 0, spin_ns=spin_ns, loop_factory=loop_factory, debug=debug)
+        self.mailbox = _CountedMailbox(self._wake, self._report, self._count)
+        self.post = self.mailbox.post
         self._clock = clock
         self._watchers: list[Watcher] = []  # loop thread only
 
@@ -100,6 +120,10 @@ class WatchedWorker(Worker):
         self.selector = WatchedSelector(SpinPolicy(self._spin_ns), self._clock)
         self.selector.attach(self)
         return ClockedLoop(self.selector, self._clock)
+
+    def _count(self, items: int) -> None:
+        if isinstance(self.selector, WatchedSelector):
+            self.selector.activity += items
 
     def watch(self, watcher: Watcher) -> None:
         """Tell ``watcher`` when the loop is blocked, and what it has done so far. Posted; runs on the loop."""
@@ -111,12 +135,6 @@ class WatchedWorker(Worker):
             self.selector.clock = None
         if isinstance(self.loop, ClockedLoop):
             self.loop.leave_clock()
-
-    def serve(self) -> None:
-        """Run what was posted; see ``Worker``."""
-        if isinstance(self.selector, WatchedSelector):
-            self.selector.activity += len(self.mailbox.items)
-        super().serve()
 
     def on_idle(self) -> bool:
         """Called when nothing is ready; see ``Worker``."""
