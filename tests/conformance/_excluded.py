@@ -142,3 +142,30 @@ THREADING_LOCKS = Exclusions(
     not_run={("LockTests", "test_reacquire"): _HOLDER},
     since={("RLockTests", "test_repr_count"): (3, 14)},
 )
+
+# test_asyncio.test_queues
+
+ASYNCIO_QUEUES = Exclusions(
+    must_fail={
+        (
+            "QueueBasicTests",
+            "test_generic_alias",
+        ): "ours are generic classes of their own: Queue[int] is typing's alias",
+    },
+)
+
+
+# test_queue
+
+_FIXED = "the bound of ours is a number of places, and fixed when the queue is made"
+_HOOKS = "a subclass overrides the hooks of the module queue, which ours do not call"
+
+QUEUE = Exclusions(
+    must_fail={
+        **_each(
+            ("PyQueueTest", "PyLifoQueueTest", "PyPriorityQueueTest"),
+            {"test_shrinking_queue": _FIXED},
+        ),
+        ("PyFailingQueueTest", "test_failing_queue"): _HOOKS,
+    },
+)

@@ -10,7 +10,7 @@ from polyloop import BoundedSemaphore, Condition, Event, Lock, RLock, Semaphore
 from polyloop.testing import Interleaving, explore
 
 #: Schedules in a test that is run all the time: all with one preemption where they are few. The stress test runs on.
-SCHEDULES = 500
+SCHEDULES = 250
 
 
 def equal(left: object, right: object) -> None:

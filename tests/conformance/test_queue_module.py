@@ -1,0 +1,67 @@
+"""CPython's tests of the module ``queue`` pass with the ``.sync`` faces of our queues."""
+
+import queue
+from typing import Any
+
+import pytest
+from tests.conformance._cpython import StandIn, Suite, copy_of, run_plain
+from tests.conformance._excluded import QUEUE, Key
+
+from polyloop import queues
+
+TESTS = "test.test_queue"
+
+
+class Queue(queues.SyncQueue[Any]):
+    """A face, made as a queue is. The tests look at the name of the class."""
+
+    def __init__(self, maxsize: int = 0) -> None:
+        super().__init__(queues.Queue(maxsize))
+
+
+class LifoQueue(queues.SyncQueue[Any]):
+    def __init__(self, maxsize: int = 0) -> None:
+        super().__init__(queues.LifoQueue(maxsize))
+
+
+class PriorityQueue(queues.SyncQueue[Any]):
+    def __init__(self, maxsize: int = 0) -> None:
+        super().__init__(queues.PriorityQueue(maxsize))
+
+
+class SimpleQueue(queues.SyncSimpleQueue[Any]):
+    def __init__(self) -> None:
+        super().__init__(queues.SimpleQueue())
+
+
+#: How many tests 3.13.0 has of each class. There are two of each, for queues in Python and in C, with the same tests;
+#: for SimpleQueue, that in C has more.
+AT_LEAST = {
+    "PyQueueTest": 24,
+    "PyLifoQueueTest": 24,
+    "PyPriorityQueueTest": 24,
+    "PyFailingQueueTest": 1,
+    "CSimpleQueueTest": 9,
+}
+LEFT_OUT = ("CQueueTest", "CLifoQueueTest", "CPriorityQueueTest", "CFailingQueueTest", "PySimpleQueueTest")
+
+MODULE = copy_of(TESTS)
+CLASSES = {name: getattr(MODULE, name) for name in AT_LEAST} if MODULE is not None else {}
+for cls in CLASSES.values():
+    ours = (Queue, LifoQueue, PriorityQueue, SimpleQueue)
+    cls.queue = StandIn(queue, **{our.__name__: our for our in ours})
+SUITE = Suite(TESTS, CLASSES, AT_LEAST, QUEUE, module=MODULE, left_out=LEFT_OUT)
+
+
+def test_the_interpreter_ships_its_tests_and_each_exclusion_is_of_one() -> None:
+    """Tests that are missing, and exclusions that exclude nothing, do not go unnoticed."""
+    SUITE.check()
+
+
+@pytest.mark.parametrize("key", SUITE.keys, ids=".".join)
+def test_of_cpython(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, key: Key) -> None:
+    """A test of CPython's passes, or fails for the reason in ``_excluded``; an unexpected success is reported."""
+    # Those with a hundred threads are run only where there are some GB of memory, which their stacks do not use.
+    monkeypatch.setattr("test.support.real_max_memuse", 1 << 40)
+    monkeypatch.setattr("test.support.verbose", 0)
+    run_plain(SUITE.case(request, key))
