@@ -35,7 +35,7 @@ class Tally:
         if self._folded or self.units:
             return False
         with self._lock:  # between the two looks nothing is folded, nor unfolded
-            return not self._folded and not self.units
+            return self.count == 0
 
     def fold(self) -> None:
         """Keep the units few. Then look whether the count is zero: to others it was too high meanwhile."""
