@@ -109,7 +109,7 @@ class WatchedWorker(Worker):
         debug: bool | None,
     ) -> None:
         super().__init__(name, 0, spin_ns=spin_ns, loop_factory=loop_factory, debug=debug)
-        self.mailbox = _CountedMailbox(self._wake, self._report, self._count)
+        self.mailbox: Mailbox = _CountedMailbox(self._wake, self._report, self._count)
         self.post = self.mailbox.post
         self._clock = clock
         self._watchers: list[Watcher] = []  # loop thread only
