@@ -5,7 +5,7 @@ from collections import deque
 from typing import Any
 
 import pytest
-from tests.conformance._cpython import StandIn, Suite, classes_of, copy_of, life, on_asyncio, on_worker
+from tests.conformance._cpython import StandIn, Suite, copy_of, life, on_asyncio, on_worker
 from tests.conformance._excluded import ASYNCIO_QUEUES, Key
 from tests.conftest import Flavour
 
@@ -59,8 +59,6 @@ class LifoQueue[T](Private, queues.LifoQueue[T]): ...
 class PriorityQueue[T](Private, queues.PriorityQueue[T]): ...
 
 
-OURS = {cls.__name__: cls for cls in (Queue, LifoQueue, PriorityQueue)}
-
 #: How many tests 3.13.0 has of each class.
 AT_LEAST = {
     "QueueBasicTests": 7,
@@ -73,13 +71,21 @@ AT_LEAST = {
 }
 
 MODULE = copy_of(TESTS)
-if MODULE is not None:
-    MODULE.asyncio = StandIn(asyncio, **OURS)
-    for cls in classes_of(MODULE).values():
+
+
+def classes() -> dict[str, Any]:
+    if MODULE is None:
+        return {}
+    ours = {cls.__name__: cls for cls in (Queue, LifoQueue, PriorityQueue)}
+    MODULE.asyncio = StandIn(asyncio, **ours)
+    found: dict[str, Any] = {name: getattr(MODULE, name) for name in AT_LEAST}
+    for cls in found.values():
         if hasattr(cls, "q_class"):  # found when the module was loaded
-            cls.q_class = OURS[cls.q_class.__name__]
-CLASSES = {name: getattr(MODULE, name) for name in AT_LEAST} if MODULE is not None else {}
-SUITE = Suite(TESTS, CLASSES, AT_LEAST, ASYNCIO_QUEUES, module=MODULE)
+            cls.q_class = ours[cls.q_class.__name__]
+    return found
+
+
+SUITE = Suite(TESTS, classes(), AT_LEAST, ASYNCIO_QUEUES, module=MODULE)
 
 
 def test_the_interpreter_ships_its_tests_and_each_exclusion_is_of_one() -> None:

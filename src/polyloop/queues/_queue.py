@@ -419,7 +419,8 @@ class Queue[T]:
         """End the queue: from now on ``put`` raises, and ``get`` too once the queue is empty.
 
         Args:
-            immediate: Drop the items that are still there, as ``clear``.
+            immediate: Drop the items that are still there, as ``clear``. One that is being put at this moment may be
+                seen, or got, until its ``put`` has taken it back.
         """
         self._down.append(None)
         if immediate:
