@@ -10,6 +10,7 @@ from collections import deque
 from typing import Any
 
 import pytest
+import trio
 from tests.sync.helpers import park_on_a_dead_loop, until
 
 import polyloop
@@ -437,3 +438,23 @@ def test_no_token_is_lost_in_a_random_race(rng: random.Random, seconds: float) -
 def test_no_token_is_lost_in_a_long_random_race(rng: random.Random, seconds: float) -> None:
     """The same, for as long as POLYLOOP_STRESS_SECONDS says."""
     check_race(rng, seconds)
+
+
+def test_each_task_of_trio_is_a_borrower() -> None:
+    """Not the thread that runs them all."""
+    limiter = CapacityLimiter(2)
+
+    async def borrow(both: trio.Event) -> None:
+        async with limiter:
+            if limiter.borrowed_tokens == 2:
+                both.set()
+            await both.wait()
+
+    async def main() -> None:
+        both = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(borrow, both)
+            nursery.start_soon(borrow, both)
+
+    TestThread(trio.run, main).result()
+    assert limiter.borrowed_tokens == 0

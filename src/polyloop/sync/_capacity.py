@@ -18,7 +18,7 @@ from collections.abc import Hashable
 from types import TracebackType
 from typing import Self, cast
 
-from polyloop._core import _prims
+from polyloop._core import _prims, _trio
 from polyloop._core._context import runs_a_loop
 from polyloop._core._errors import PolyloopError
 from polyloop._core._parking import AsyncWaiter, ThreadWaiter, async_waiter, refuse_on_loop_thread
@@ -287,6 +287,9 @@ def _checked(total: float) -> float:
 
 def _me() -> _Borrower:
     """The current task, or the current thread where no loop runs."""
+    trio_task: _Borrower = _trio.current_task()
+    if trio_task is not None:
+        return trio_task
     if not runs_a_loop():
         return _prims.current_thread()
     task = asyncio.current_task()
