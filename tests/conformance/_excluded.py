@@ -139,8 +139,11 @@ THREADING_LOCKS = Exclusions(
         ("LockTests", "test_at_fork_reinit"): _FORK,
         ("EventTests", "test_at_fork_reinit"): _FORK,
     },
-    not_run={("LockTests", "test_reacquire"): _HOLDER},
-    since={("RLockTests", "test_repr_count"): (3, 14)},
+    not_run={
+        ("LockTests", "test_reacquire"): _HOLDER,
+        ("ConditionTests", "test_nan_timeout"): "looks at what is private in threading's conditions",
+    },
+    since={("RLockTests", "test_repr_count"): (3, 14), ("ConditionTests", "test_nan_timeout"): (3, 14)},
 )
 
 # test_asyncio.test_queues
@@ -159,6 +162,10 @@ ASYNCIO_QUEUES = Exclusions(
 # test_queue
 
 _BOUND = "the bound of a queue is given once: tasks and threads of many loops rely on the room that it makes"
+_ALONE = dict.fromkeys(
+    ("test_many_threads", "test_many_threads_nonblock", "test_many_threads_timeout"),
+    "runs in a process of its own from 3.14 on, which knows nothing of ours",
+)
 _HOOKS = (
     "wants _put and _get to be replaced in a subclass; ours put and get by single operations, and have no such hooks"
 )
@@ -168,4 +175,5 @@ QUEUE = Exclusions(
         **_each(("PyQueueTest", "PyLifoQueueTest", "PyPriorityQueueTest"), {"test_shrinking_queue": _BOUND}),
         ("PyFailingQueueTest", "test_failing_queue"): _HOOKS,
     },
+    not_run=_each(("CSimpleQueueTest",), _ALONE) if sys.version_info >= (3, 14) else {},
 )

@@ -118,7 +118,7 @@ class SyncSimpleQueue[T]:
             QueueEmpty: there was none, or none in time.
             ValueError: a ``timeout`` below 0.
         """
-        if timeout is not None:
+        if timeout is not None and block:
             check_timeout(timeout)
         try:
             return self._popleft()

@@ -92,7 +92,7 @@ class SyncQueue[T]:
                 self._queue._after_put(item)
             return
         queue = self._queue
-        if timeout is not None:
+        if timeout is not None and block:
             check_timeout(timeout)
         try:
             queue.put_nowait(item)
@@ -117,7 +117,7 @@ class SyncQueue[T]:
             QueueShutDown: the queue was shut down and is empty.
             ValueError: a ``timeout`` below 0.
         """
-        if timeout is not None:
+        if timeout is not None and block:
             check_timeout(timeout)
         popleft = self._popleft
         if popleft is not None:
