@@ -1,11 +1,11 @@
 """CPython's tests of ``threading``'s locks pass with the ``.sync`` faces of ours.
 
-The tests of ``RLock`` use what is private in ``threading``'s; a subclass here shows the same of ours.
+The tests use what is private in ``threading``'s; subclasses here show the same of ours.
 """
 
 import threading
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 import pytest
@@ -37,9 +37,17 @@ class RLock(sync.SyncRLock):
         return self._lock._release_all()
 
 
-def condition(face: sync.SyncLock | None = None) -> sync.SyncCondition:
+class Condition(sync.SyncCondition):
     """A condition with a lock of which the tests know the face."""
-    return sync.Condition(None if face is None else face._lock).sync
+
+    __slots__ = ()
+
+    def __init__(self, face: sync.SyncLock | None = None) -> None:
+        super().__init__(sync.Condition(None if face is None else face._lock))
+
+    @property
+    def _waiters(self) -> Sized:
+        return self._condition._line
 
 
 def load() -> Any:
@@ -63,7 +71,7 @@ KINDS = {
     "LockTests": Kind("locktype", lock, 17),
     "RLockTests": Kind("locktype", RLock, 19),
     "EventTests": Kind("eventtype", lambda: sync.Event().sync, 6),
-    "ConditionTests": Kind("condtype", condition, 7),
+    "ConditionTests": Kind("condtype", Condition, 7),
     "SemaphoreTests": Kind("semtype", lambda value=1: sync.Semaphore(value).sync, 12),
     "BoundedSemaphoreTests": Kind("semtype", lambda value=1: sync.BoundedSemaphore(value).sync, 12),
     "BarrierTests": Kind(
