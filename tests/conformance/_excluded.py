@@ -139,11 +139,8 @@ THREADING_LOCKS = Exclusions(
         ("LockTests", "test_at_fork_reinit"): _FORK,
         ("EventTests", "test_at_fork_reinit"): _FORK,
     },
-    not_run={
-        ("LockTests", "test_reacquire"): _HOLDER,
-        ("ConditionTests", "test_nan_timeout"): "looks at what is private in threading's conditions",
-    },
-    since={("RLockTests", "test_repr_count"): (3, 14), ("ConditionTests", "test_nan_timeout"): (3, 14)},
+    not_run={("LockTests", "test_reacquire"): _HOLDER},
+    since={("RLockTests", "test_repr_count"): (3, 14)},
 )
 
 # test_asyncio.test_queues
@@ -162,10 +159,6 @@ ASYNCIO_QUEUES = Exclusions(
 # test_queue
 
 _BOUND = "the bound of a queue is given once: tasks and threads of many loops rely on the room that it makes"
-_ALONE = dict.fromkeys(
-    ("test_many_threads", "test_many_threads_nonblock", "test_many_threads_timeout"),
-    "runs in a process of its own from 3.14 on, which knows nothing of ours",
-)
 _HOOKS = (
     "wants _put and _get to be replaced in a subclass; ours put and get by single operations, and have no such hooks"
 )
@@ -177,5 +170,4 @@ QUEUE = Exclusions(
         ("CSimpleQueueTest", "test_simplequeue_sizeof"): "wants the size of a structure in C; ours has none",
     },
     since={("CSimpleQueueTest", "test_simplequeue_sizeof"): (3, 15)},
-    not_run=_each(("CSimpleQueueTest",), _ALONE) if sys.version_info >= (3, 14) else {},
 )

@@ -486,6 +486,8 @@ def test_bad_timeouts_are_refused() -> None:
         queue.sync.get(timeout=0.01)
     with pytest.raises(QueueEmpty, match="is empty"):
         queue.sync.get(block=False)
+    with pytest.raises(QueueEmpty, match="is empty"):
+        queue.sync.get(block=False, timeout=-1)
 
 
 # Names of others
