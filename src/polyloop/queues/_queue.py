@@ -9,7 +9,8 @@ Shutting down. ``_down`` is filled for good, and then all who wait are woken. A 
 ``_down``; a get that finds no item looks at ``_down`` and *then* for an item again. So of an item that is appended
 while the queue is shut down, either the put sees that, or every get that raises has seen the item. A put that sees it
 takes its item back, if nobody has got it, and raises. Where items are taken back, and where a get decides to raise, is
-ordered by ``_ending``: nobody takes a queue for empty whose items are in the hands of a put.
+ordered by ``_ending``: nobody takes a queue for empty whose items are in the hands of a put. A put that begins when
+``shutdown`` has returned appends nothing: it finds no place, bound or not.
 """
 
 import math
@@ -63,7 +64,7 @@ class Queue[T]:
         self._putters: Line = deque()
         self._joiners: Line = deque()
         self._room = Stock(math.ceil(maxsize)) if 0 < maxsize < math.inf else None
-        self._places = self._room.free if self._room is not None else None
+        self._places = self._room.free if self._room is not None else None  # None: as many as anybody wants
         self._tally = Tally()
         self._units = self._tally.units
         self._down: deque[None] = deque(maxlen=1)  # filled once, for good
@@ -174,7 +175,7 @@ class Queue[T]:
         """Take a place for an item, if there is one."""
         if self._down:
             raise self._ended()
-        assert self._room is not None
+        assert self._room is not None  # else nobody has looked for a place but after the end
         return None if self._room.take_nowait() else NOTHING
 
     def _take_back(self, item: T) -> bool:
@@ -419,10 +420,11 @@ class Queue[T]:
         """End the queue: from now on ``put`` raises, and ``get`` too once the queue is empty.
 
         Args:
-            immediate: Drop the items that are still there, as ``clear``. One that is being put at this moment may be
-                seen, or got, until its ``put`` has taken it back.
+            immediate: Drop the items that are still there, as ``clear``. One whose ``put`` has begun before may be
+                seen, or got, until that has taken it back.
         """
         self._down.append(None)
+        self._places = deque(maxlen=0)  # none left, and none to come
         if immediate:
             self.clear()
         wake_all(self._getters)

@@ -85,7 +85,7 @@ class SyncQueue[T]:
             ValueError: a ``timeout`` below 0.
         """
         append = self._append
-        if append is not None:
+        if append is not None and not self._down():
             self._count(None)  # as Queue.put
             append(item)
             if self._waiting() or self._down() or self._counted() > FOLD_ABOVE:
