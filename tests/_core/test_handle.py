@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import gc
 import logging
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -64,6 +65,8 @@ def test_waiting_for_the_result_has_a_limit(left: TestLoop) -> None:
         handle.result(timeout=0.01)
     with pytest.raises(TimeoutError):
         handle.exception(timeout=0)
+    with pytest.raises(ValueError, match="'timeout' must be a number, got nan"):
+        handle.result(timeout=math.nan)
     assert not handle.done()
 
 

@@ -12,6 +12,7 @@ dict too: CPython 3.13, ``dictobject.c``). Stress: ``tests/_core/test_completion
 import asyncio
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import Any, cast
@@ -167,9 +168,12 @@ class Completion[T]:
         Raises:
             BlockingCallError: the calling thread runs a loop.
             TimeoutError: ``timeout`` seconds passed first.
+            ValueError: ``timeout`` is NaN.
         """
         if self._done:
             return
+        if timeout is not None and math.isnan(timeout):
+            raise ValueError(f"'timeout' must be a number, got {timeout!r}")
         refuse_on_loop_thread(f"{self!r}{call}", "await handle")
         waiter = ThreadWaiter()
         self._add_waiter(waiter.wake)

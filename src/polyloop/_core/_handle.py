@@ -113,6 +113,7 @@ class TaskHandle[T](OwnedTask[T]):
             TimeoutError: the task was not done in time; it runs on.
             BlockingCallError: the task is not done and this thread runs a loop, which must not block.
             BaseException: what the task raised; ``CancelledError`` if it was cancelled.
+            ValueError: ``timeout`` is NaN, and the task not done.
         Thread safety: any thread.
         """
         task = self._local_task()
@@ -129,7 +130,7 @@ class TaskHandle[T](OwnedTask[T]):
         """What the task raised, or ``None``; waits like ``result``.
 
         Raises:
-            TimeoutError, BlockingCallError: as ``result``.
+            TimeoutError, BlockingCallError, ValueError: as ``result``.
             CancelledError: the task was cancelled.
         Thread safety: any thread.
         """
