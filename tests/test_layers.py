@@ -13,7 +13,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_core"}),
     frozenset({"sync", "queues"}),
     frozenset({"runtime", "migrate"}),
-    frozenset({"offload"}),  # both stand on one line in the design; a task group needs neither, and offload no group
+    frozenset({"distributed"}),
+    frozenset({"offload"}),
     frozenset({"tasks"}),
     frozenset({"actors", "pools"}),
     frozenset({"serve", "observe"}),
@@ -26,7 +27,7 @@ LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 USERS = frozenset({"cli"})
 
 #: What the design draws on one line, and what may therefore not import each other.
-APART = ({"sync", "queues"}, {"offload", "tasks"}, {"actors", "pools"}, {"serve", "observe"})
+APART = ({"sync", "queues"}, {"actors", "pools"}, {"serve", "observe"})
 
 
 def layer_of(module: str) -> str:

@@ -3,11 +3,12 @@
 The layers, each of which imports only what stands below it::
 
     cli/       polyloop run | doctor | bench        testing/   paused loops, blocked-detector, fake clock
-    tasks/     TaskGroup, gather                    offload/   to_thread, async_wrap, the pool of threads
+    tasks/     TaskGroup, gather
+    offload/   to_thread, async_wrap: sync code on threads, or on any executor
     runtime/   Runtime, run, placement, signals, shutdown
     queues/    Queue, LifoQueue, PriorityQueue, SimpleQueue, channels
     sync/      Lock, RLock, Event, Condition, Semaphore, Barrier …, CapacityLimiter
-    _core/     mailbox, worker, parking, handle, context; the one seam over threading and time
+    _core/     mailbox, worker, parking, handle, context, pool of threads; the one seam over threading and time
 
 Everyday names are here; each folder without an underscore is a topic of its own. Start with ``polyloop.run``.
 """

@@ -8,8 +8,8 @@ import time
 import pytest
 
 import polyloop
-from polyloop.offload import _pool
-from polyloop.offload._pool import ThreadPool
+from polyloop._core import _pool
+from polyloop._core._pool import ThreadPool
 
 
 class Race:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.explorer import Deque, Lock, Run, explore
 
-from polyloop.offload._pool import ThreadPool, _PoolThread
+from polyloop._core._pool import ThreadPool, _PoolThread
 
 
 class Job:

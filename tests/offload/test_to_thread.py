@@ -13,8 +13,8 @@ import pytest
 
 import polyloop
 from polyloop._core import _prims
+from polyloop._core._pool import ThreadPool
 from polyloop.offload import _pool
-from polyloop.offload._pool import ThreadPool
 from polyloop.testing import Gate, TestLoop
 
 

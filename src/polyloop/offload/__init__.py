@@ -1,6 +1,6 @@
 """Sync code off the loops: on threads, or on any executor."""
 
-from polyloop.offload._pool import ThreadPool, thread_pool
+from polyloop._core._pool import ThreadPool, thread_pool
 from polyloop.offload._to_thread import to_thread
 from polyloop.offload._wrap import async_wrap
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any, overload
 
+from polyloop._core._pool import shared
 from polyloop._core._port import current_port
 from polyloop.offload._call import Call, finish
-from polyloop.offload._pool import shared
 from polyloop.sync._capacity import CapacityLimiter
 
 
