@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 import polyloop
-from polyloop._core import _prims
+from polyloop._core import _pool, _prims
 from polyloop._core._pool import ThreadPool
-from polyloop.offload import _pool
 from polyloop.testing import Gate, TestLoop
 
 
