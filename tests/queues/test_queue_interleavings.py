@@ -1,12 +1,15 @@
 """Every order of a few puts, gets, cancellations, timeouts and shutdowns, over the real code."""
 
+import contextlib
+import inspect
 import os
 import random
 from collections.abc import Callable
 
 import pytest
 
-from polyloop import LifoQueue, PriorityQueue, Queue, QueueEmpty, QueueFull, QueueShutDown, SimpleQueue
+from polyloop import Event, LifoQueue, PriorityQueue, Queue, QueueEmpty, QueueFull, QueueShutDown, SimpleQueue
+from polyloop.queues import SyncQueue
 from polyloop.testing import InterleavedTask, InterleavedThread, Interleaving, explore
 
 #: Schedules in a test that is run all the time: all with one preemption where they are few. The stress test runs on.
@@ -141,6 +144,72 @@ def shut_down_while_putters_race(it: Interleaving) -> None:
     it.check(lambda: equal(sorted(queue.get_many_nowait(9)) if put else [], sorted(put)))
 
 
+def begin_to_put(queue: Queue[str], item: str) -> Callable[[], None]:
+    """Do the first half of a put; return what does the other, and takes the item back if the queue has ended."""
+    queue._units.append(None)
+    queue._items.append(item)
+
+    def go_on() -> None:
+        with contextlib.suppress(QueueShutDown):
+            queue._after_put(item)
+
+    return go_on
+
+
+def shut_down_at_once_while_an_item_is_taken_back(it: Interleaving) -> None:
+    """Nothing is left of those which are in the hands of that put meanwhile."""
+    queue = Queue[str]()
+    it.thread(begin_to_put(queue, "a"))
+    queue.put_nowait("b")
+    it.thread(queue.shutdown, True)
+    it.check(lambda: equal((list(queue._items), queue.unfinished_tasks), ([], 0)))
+
+
+def peeked_at_while_an_item_is_taken_back(it: Interleaving) -> None:
+    """A queue whose items are in the hands of that put is not at its end."""
+    queue = Queue[str]()
+    it.thread(begin_to_put(queue, "a"))
+    queue.put_nowait("b")
+
+    def end() -> None:
+        queue.shutdown()
+        assert queue.peek_nowait() in {"a", "b"}
+
+    it.thread(end)
+    it.check(lambda: equal(queue.get_many_nowait(9)[-1], "b"))
+
+
+#: Puts, and returns what is to be awaited if need be.
+type Put = Callable[[Queue[int], SyncQueue[int]], object]
+
+
+def put_after_the_end(make: Callable[[], Queue[int]], put: Put) -> Callable[[Interleaving], None]:
+    def scenario(it: Interleaving) -> None:
+        """A put that begins when ``shutdown`` has returned is refused, and nobody sees its item meanwhile."""
+        queue, ended = make(), Event()
+        face = queue.sync
+
+        async def put_late() -> None:
+            await ended.wait()
+            with pytest.raises(QueueShutDown):
+                if inspect.isawaitable(waiting := put(queue, face)):
+                    await waiting
+
+        def end() -> None:
+            queue.shutdown(immediate=True)
+            ended.set()
+            assert queue.empty()
+            with pytest.raises(QueueShutDown):
+                queue.get_nowait()
+            with pytest.raises(QueueShutDown):
+                queue.peek_nowait()
+
+        it.coroutine(put_late)
+        it.thread(end)
+
+    return scenario
+
+
 def shut_down_while_one_waits_for_room(it: Interleaving) -> None:
     """The putter is refused, and whoever waits for an item gets the one that is left."""
     queue = Queue[int](1)
@@ -229,6 +298,8 @@ SCENARIOS: dict[str, Callable[[Interleaving], None]] = {
     "shutdown, priority": shut_down_while_one_puts_and_one_gets(PriorityQueue[int]),
     "shutdown, two puts": shut_down_while_putters_race,
     "shutdown, waiting put": shut_down_while_one_waits_for_room,
+    "shutdown, at once": shut_down_at_once_while_an_item_is_taken_back,
+    "shutdown, peek": peeked_at_while_an_item_is_taken_back,
     "join": joined_while_the_last_is_done,
     "full": full_or_in_order,
     "batch": batches,
@@ -240,6 +311,22 @@ SCENARIOS: dict[str, Callable[[Interleaving], None]] = {
 def test_no_item_is_lost_in_any_order(name: str) -> None:
     """The simplest orders first: without a preemption, with one, with two."""
     assert explore(SCENARIOS[name], preemptions=2, schedules=SCHEDULES).schedules > 1
+
+
+KINDS: list[Callable[[], Queue[int]]] = [Queue[int], lambda: Queue[int](1), LifoQueue[int]]
+PUTS: dict[str, Put] = {
+    "put": lambda queue, face: queue.put(1),
+    "put_nowait": lambda queue, face: queue.put_nowait(1),
+    "put_many": lambda queue, face: queue.put_many([1]),
+    "face": lambda queue, face: face.put(1),
+}
+
+
+@pytest.mark.parametrize("make", KINDS, ids=["fifo", "bounded", "lifo"])
+@pytest.mark.parametrize("put", PUTS)
+def test_what_is_put_after_the_end_is_never_seen(make: Callable[[], Queue[int]], put: str) -> None:
+    """In all orders with one preemption; by a face, too, that is older than the end."""
+    assert explore(put_after_the_end(make, PUTS[put]), preemptions=1).exhaustive
 
 
 @pytest.mark.stress
