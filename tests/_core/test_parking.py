@@ -1,12 +1,16 @@
 """One-shot waiters: a wake reaches a coroutine or a thread from anywhere."""
 
 import asyncio
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
 
 import pytest
 
 from polyloop import BlockingCallError
 from polyloop._core._parking import LoopWaiter, ThreadWaiter, refuse_on_loop_thread
+from polyloop._core._waiting import Permits
 from polyloop.testing import TestLoop, TestThread
 
 
@@ -98,6 +102,52 @@ def test_what_is_handed_to_a_coroutine_of_a_dead_loop_is_passed_on_once(first: s
     else:
         assert waiter.forsaken() is False  # so it passes on what it was woken for
         assert waiter.wake() is True
+
+
+def closed_under(fn: Callable[[], Coroutine[Any, Any, object]], *, as_a_task: bool) -> Coroutine[Any, Any, object]:
+    """Begin ``fn()`` on a worker that then ends; return the coroutine, parked for good.
+
+    The calling thread gets the identity that the worker's had, as any thread may.
+    """
+    with TestLoop("closed") as loop:
+
+        async def begin() -> Coroutine[Any, Any, object]:
+            coro = fn()
+            future: asyncio.Future[None] = coro.send(None)
+            if as_a_task:
+                future.add_done_callback(str)  # whoever resolves the future asks its loop to call this
+            return coro
+
+        coro = loop.run(begin)
+    loop.worker.ident = threading.get_ident()
+    return coro
+
+
+@pytest.mark.parametrize("as_a_task", [True, False])
+def test_a_permit_is_given_once_though_the_identity_of_a_dead_thread_is_used_again(
+    left: TestLoop, as_a_task: bool
+) -> None:
+    """Whoever waited on the thread's loop is passed over, and passes nothing on."""
+    permits = Permits(0)
+    parked = closed_under(permits.wait, as_a_task=as_a_task)
+    other = left.spawn(permits.wait)
+    left.wait_all_blocked()
+    permits.give()
+    left.wait_all_blocked()
+    assert other.done()
+    parked.close()
+    assert (permits.count, len(permits.line)) == (0, 0)
+
+
+def test_a_wake_up_that_failed_halfway_is_not_passed_on_twice() -> None:
+    """The future was resolved, and then its loop found closed: the waker goes on to the next."""
+    waiters: list[LoopWaiter] = []
+    parked = closed_under(partial(park, waiters), as_a_task=True)
+    (waiter,) = waiters
+    assert waiter() is False
+    assert waiter.wake() is False
+    assert waiter.forsaken() is True
+    parked.close()
 
 
 def test_a_waiter_that_was_woken_is_not_forsaken(left: TestLoop) -> None:

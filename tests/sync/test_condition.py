@@ -141,6 +141,27 @@ def test_only_locks_of_polyloop_will_do() -> None:
     assert isinstance(Condition()._lock, RLock)
 
 
+class ReleasedMeanwhile(Lock):
+    """A lock that somebody else releases just before a condition does."""
+
+    def _release_all(self) -> int:
+        self.release()
+        return super()._release_all()
+
+
+def test_who_cannot_release_the_lock_does_not_wait() -> None:
+    """So nobody is notified in vain."""
+    condition = Condition(ReleasedMeanwhile())
+
+    async def on_a_loop() -> None:
+        await condition.acquire()
+        with pytest.raises(RuntimeError, match="not acquired"):
+            await condition.wait()
+
+    asyncio.run(on_a_loop())
+    assert waiting(condition) == 0
+
+
 def test_an_rlock_is_released_to_the_last_and_taken_as_often_again(left: TestLoop) -> None:
     """Whoever waits releases all of it."""
     condition = Condition()
