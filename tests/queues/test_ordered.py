@@ -84,6 +84,20 @@ def test_a_late_item_that_does_not_compare_leaves_the_queue_working(monkeypatch:
     assert queue.unfinished_tasks == 3
 
 
+def test_a_comparison_may_not_clear_the_queue_that_compares() -> None:
+    """It is told so, and nothing is dropped."""
+    queue = PriorityQueue["Rude"]()
+
+    class Rude:
+        def __lt__(self, other: object) -> bool:
+            with pytest.raises(RuntimeError, match=r"PriorityQueue\.clear was called by an operation"):
+                queue.clear()
+            return False
+
+    queue.put_many_nowait([Rude(), Rude(), Rude()])
+    assert len(queue.get_many_nowait(9)) == 3
+
+
 # Weights
 
 
