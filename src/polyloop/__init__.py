@@ -13,6 +13,7 @@ The layers, each of which imports only what stands below it::
 Everyday names are here; each folder without an underscore is a topic of its own. Start with ``polyloop.run``.
 """
 
+from polyloop import from_thread
 from polyloop._core._errors import (
     BlockingCallError,
     BrokenBarrierError,
@@ -27,7 +28,7 @@ from polyloop._core._errors import (
     UnreliableLoopError,
     WorkerDiedError,
 )
-from polyloop.offload import async_wrap, thread_pool, to_thread
+from polyloop.offload import async_wrap, sleep_sync, thread_pool, to_thread
 from polyloop.queues import LifoQueue, PriorityQueue, Queue, SimpleQueue
 from polyloop.runtime import Runtime, ShutdownReport, Worker, current_runtime, run, spawn
 from polyloop.sync import Barrier, BoundedSemaphore, CapacityLimiter, Condition, Event, Lock, RLock, Semaphore
@@ -67,8 +68,10 @@ __all__ = (
     "WorkerDiedError",
     "async_wrap",
     "current_runtime",
+    "from_thread",
     "gather",
     "run",
+    "sleep_sync",
     "spawn",
     "thread_pool",
     "to_thread",

@@ -40,7 +40,7 @@ class Race:
             try:
                 async with asyncio.timeout(rng.choice([0, 0.0001, 0.0005, 0.002, None])):
                     result = await polyloop.to_thread(
-                        self.work, seconds, limiter=self.limiter, abandon_on_cancel=rng.random() < 0.5
+                        self.work, seconds, limiter=self.limiter, on_cancel=rng.choice(("wait", "abandon"))
                     )
                     assert result == seconds
             except TimeoutError:

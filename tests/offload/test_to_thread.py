@@ -384,9 +384,9 @@ def test_an_error_of_a_cancelled_call_is_the_context_of_the_cancellation(loop: T
 def test_an_abandoned_call_ends_the_wait_and_keeps_the_token_until_the_thread_is_done(
     loop: TestLoop, pool: ThreadPool
 ) -> None:
-    """``abandon_on_cancel`` leaves the thread to itself, and with it the token."""
+    """``on_cancel="abandon"`` leaves the thread to itself, and with it the token."""
     limiter = polyloop.CapacityLimiter(1)
-    call = Caller(loop, limiter, abandon_on_cancel=True)
+    call = Caller(loop, limiter, on_cancel="abandon")
     call.gate.reached()
     call.handle.cancel()
     cancelled(call.handle)

@@ -62,7 +62,7 @@ print(item.kind, item.name, item.where, item.stack[-1], report.clean)
 
 
 def test_call_left_on_an_offload_thread_does_not_hold_the_process() -> None:
-    """``to_thread`` with ``abandon_on_cancel``: the thread is left behind at exit."""
+    """``on_cancel="abandon"``: the thread is named, and left behind at exit."""
     ended = run_program(
         """
 async def main():
@@ -70,14 +70,16 @@ async def main():
     def block():
         entered.set()
         time.sleep(60)
-    call = asyncio.ensure_future(polyloop.to_thread(block, abandon_on_cancel=True))
+    call = asyncio.ensure_future(polyloop.to_thread(block, on_cancel="abandon"))
     await polyloop.to_thread(entered.wait)
 
 polyloop.run(main(), loops=2)
 print("ended")
 """
     )
-    assert (ended.out, ended.err, ended.code) == ("ended\n", "", 0)
+    assert (ended.out, ended.code) == ("ended\n", 0)
+    assert "left behind at shutdown:\n  thread 'polyloop-thread-2, abandoned in main.<locals>.block' on" in ended.err
+    assert ended.err.endswith(" in block\n")
 
 
 def test_thread_of_a_loops_own_executor_is_named() -> None:

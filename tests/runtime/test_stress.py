@@ -126,7 +126,7 @@ class Load:
     async def thread(self, rng: random.Random, depth: int) -> None:
         """Offloads, and may be cancelled meanwhile."""
         abandon = rng.random() < 0.3
-        await polyloop.to_thread(time.sleep, rng.random() * 0.002, abandon_on_cancel=abandon)
+        await polyloop.to_thread(time.sleep, rng.random() * 0.002, on_cancel="abandon" if abandon else "wait")
 
     async def limited(self, rng: random.Random, depth: int) -> None:
         """Offloads under a limiter that all loops share."""

@@ -167,6 +167,7 @@ class Completion[T]:
 
         Raises:
             BlockingCallError: the calling thread runs a loop.
+            CancelledError: the call was cancelled that this thread runs.
             TimeoutError: ``timeout`` seconds passed first.
             ValueError: ``timeout`` is NaN.
         """
@@ -177,9 +178,11 @@ class Completion[T]:
         refuse_on_loop_thread(f"{self!r}{call}", "await handle")
         waiter = ThreadWaiter()
         self._add_waiter(waiter.wake)
+        pool = here.pool
         try:
-            woken = waiter.park(timeout)
-        except BaseException:  # KeyboardInterrupt on the main thread
+            with contextlib.nullcontext() if pool is None else pool.lending():  # what is to come may need a thread
+                woken = waiter.park(timeout)
+        except BaseException:  # KeyboardInterrupt on the main thread, or the end of this thread's call
             self._drop_waiter(waiter.wake)
             raise
         if not woken:

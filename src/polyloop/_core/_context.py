@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from polyloop._core import _prims, _trio
 
 if TYPE_CHECKING:
+    from polyloop._core._pool import ThreadPool
     from polyloop._core._port import Port
+    from polyloop._core._scope import Scope
     from polyloop._core._spin import SpinPolicy
 
 
@@ -19,7 +21,10 @@ class _Here(_prims.local):
     port: "Port | None" = None  # the way into the loop of this thread
     guests: "tuple[Port, ...]" = ()  # ports of loops not of ours that took turns on this thread and are not closed
     spin: "SpinPolicy | None" = None  # of a plain thread that has parked
-    call_port: "Port | None" = None  # on an offload thread: the port whose call runs here
+    # While the thread runs an offloaded call:
+    call_port: "Port | None" = None  # the port whose task has made the call
+    scope: "Scope | None" = None  # through which it is told to stop
+    pool: "ThreadPool | None" = None  # of one of its threads
 
 
 here = _Here()

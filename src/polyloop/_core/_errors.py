@@ -128,6 +128,18 @@ class Lagged(PolyloopError):
         return f"{self.missed} values were overwritten before this receiver came to them"
 
 
+class ClusterError(PolyloopError, ConnectionError):
+    """A call could not be run on a cluster, for a reason that is the cluster's and not the call's."""
+
+
+class WorkerLostError(ClusterError):
+    """Workers of a cluster died under a call, more often than the scheduler lets it be tried again."""
+
+
+class ClusterLostError(ClusterError):
+    """The scheduler of a cluster is gone, and with it every call that was not done."""
+
+
 class GilEnabledWarning(RuntimeWarning):
     """The GIL of a free-threaded interpreter was switched on, so loops no longer run in parallel."""
 

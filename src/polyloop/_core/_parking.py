@@ -5,6 +5,7 @@ decided elsewhere: as a rule by whoever takes it out of the line it stands in (s
 """
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable, Generator
 from functools import partial
@@ -124,7 +125,8 @@ class ThreadWaiter:
         self._lock.acquire()
 
     def wake(self) -> bool:
-        self._lock.release()
+        with contextlib.suppress(RuntimeError):  # unlocked: its scope was cancelled at the same moment
+            self._lock.release()
         return True
 
     def park(self, timeout: float | None = None, spin: bool = True) -> bool:
@@ -132,9 +134,18 @@ class ThreadWaiter:
 
         Args:
             spin: Whether to spin first, where that has been paying off.
+        Raises:
+            CancelledError: the call was cancelled that this thread runs; whether it was woken is not known.
         """
         if self._lock.acquire(False) or (spin and spin_until(partial(self._lock.acquire, False), timeout)):
             return True
+        scope = here.scope
+        if scope is None:
+            return self._sleep(timeout)
+        with scope.asleep(self):
+            return self._sleep(timeout)
+
+    def _sleep(self, timeout: float | None) -> bool:
         policy = here.spin
         if policy is None or not policy.spin_ns:
             return self._park(timeout)

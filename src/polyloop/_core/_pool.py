@@ -15,15 +15,22 @@ the call.
 
 Why a limit of two uses two threads: a thread lists itself as idle *before* it announces its result, so whoever starts
 the next call on hearing of it finds that same thread.
+
+Why a full pool does not wait for itself: a thread that waits for a task, which may need a thread in its turn, *lends*
+its place meanwhile. When it goes on there may be more threads at work than ``max_threads``; the next ones that become
+idle end.
 """
 
 import atexit
+import contextlib
 import itertools
 import os
 from collections import deque
+from collections.abc import Iterator
 from typing import Protocol
 
-from polyloop._core import _prims
+from polyloop._core import _overdue, _prims
+from polyloop._core._context import here
 from polyloop._core._spin import SpinPolicy, spin_ns_for, spin_permits
 
 #: Seconds that a thread stays idle before it ends. Tokio's blocking threads keep the same.
@@ -69,8 +76,9 @@ class ThreadPool:
     def __init__(self, max_threads: int | None = None, idle_timeout: float = IDLE_TIMEOUT) -> None:
         self.max_threads = default_max_threads() if max_threads is None else max_threads
         self.idle_timeout = idle_timeout
-        self._lock = _prims.Lock()  # guards _count and _peak
-        self._count = 0
+        self._lock = _prims.Lock()  # guards the next three
+        self._count = 0  # threads that have a place
+        self._lent = 0  # threads that have lent theirs
         self._peak = 0
         self._numbers = itertools.count(1)  # next() is atomic
         self._idle: deque[_PoolThread] = deque()  # the last used at the right
@@ -117,7 +125,7 @@ class ThreadPool:
     @property
     def threads(self) -> int:
         """Threads that exist now."""
-        return self._count
+        return self._count + self._lent
 
     @property
     def idle(self) -> int:
@@ -128,6 +136,11 @@ class ThreadPool:
     def queued(self) -> int:
         """Calls that wait for a thread."""
         return len(self._backlog)
+
+    @property
+    def abandoned(self) -> int:
+        """Threads of this process, of whatever pool, whose call was abandoned: nobody waits for what it returns."""
+        return _overdue.abandoned()
 
     @property
     def peak(self) -> int:
@@ -182,16 +195,35 @@ class ThreadPool:
             if self._count >= self.max_threads:
                 return False
             self._count += 1
-            self._peak = max(self._peak, self._count)
+            self._peak = max(self._peak, self._count + self._lent)
             return True
+
+    @contextlib.contextmanager
+    def lending(self) -> Iterator[None]:
+        """Lend the place of the calling thread, which waits in this block for somebody who may need it."""
+        with self._lock:
+            self._count -= 1
+            self._lent += 1
+        try:
+            if self._backlog and self._take_place():
+                self._start_for_backlog()
+            yield
+        finally:
+            with self._lock:
+                self._count += 1
+                self._lent -= 1
 
     def _give_place_up(self) -> None:
         with self._lock:
             self._count -= 1
 
+    def _has_too_many(self) -> bool:
+        """Whether an idle thread is to end at once."""
+        return self._ending or self._count > self.max_threads
+
     def _is_needed(self) -> bool:
         """Give up the place of a thread that is about to retire; take it back and say so if a call waits by now."""
-        self._give_place_up()
+        self._give_place_up()  # if there are too many, none is there to be taken back
         return len(self._backlog) > 0 and self._take_place()  # one look: `not (backlog and …)` would take two
 
 
@@ -228,6 +260,7 @@ class _PoolThread:
 
     def run(self) -> None:
         pool, inbox = self._pool, self._inbox
+        here.pool = pool
         while True:
             job = inbox.popleft()
             job.execute()
@@ -241,7 +274,7 @@ class _PoolThread:
     def _wait(self) -> bool:
         """Wait for the next job; ``False`` says that none came, that nobody can give one: this thread has retired."""
         pool = self._pool
-        while not self._inbox and (pool._ending or not (self._spin_a_while() or self._park())):
+        while not self._inbox and (pool._has_too_many() or not (self._spin_a_while() or self._park())):
             try:
                 pool._idle.remove(self)
             except ValueError:
@@ -316,8 +349,8 @@ atexit.register(_end_idle_at_exit)
 def thread_pool() -> ThreadPool:
     """The process-wide pool that ``to_thread`` and ``async_wrap`` use.
 
-    Its ``threads``, ``idle``, ``queued`` and ``peak`` say how it is used; ``max_threads`` and ``idle_timeout`` may be
-    set.
+    Its ``threads``, ``idle``, ``queued``, ``abandoned`` and ``peak`` say how it is used; ``max_threads`` and
+    ``idle_timeout`` may be set.
 
     .. versionadded:: 0.1
     """

@@ -1,7 +1,8 @@
 """Sync code off the loops: on threads, or on any executor."""
 
 from polyloop._core._pool import ThreadPool, thread_pool
+from polyloop.offload._from_thread import sleep_sync
 from polyloop.offload._to_thread import to_thread
 from polyloop.offload._wrap import async_wrap
 
-__all__ = ("ThreadPool", "async_wrap", "thread_pool", "to_thread")
+__all__ = ("ThreadPool", "async_wrap", "sleep_sync", "thread_pool", "to_thread")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Self
 
-from polyloop._core import _prims
+from polyloop._core import _overdue, _prims
 from polyloop._core._completion import Completion, all_done
 from polyloop._core._context import here
 from polyloop._core._ending import Stuck, stuck_thread
@@ -245,6 +245,7 @@ class Life:
                     worker.abandon(RuntimeClosedError(f"{self!r} was closed while {worker!r} was stuck"))
                 elif worker.thread is not None:
                     worker.thread.join(GRACE)
+            stuck.extend(_overdue.left_behind(workers))
         finally:
             self._publish(ShutdownReport(tuple(stuck)))
 

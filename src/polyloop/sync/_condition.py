@@ -12,6 +12,7 @@ from typing import Literal, cast
 
 from polyloop._core import _prims, _trio
 from polyloop._core._parking import ThreadWaiter, async_waiter, refuse_on_loop_thread
+from polyloop._core._scope import shield
 from polyloop._core._waiting import Line, leave, wake_next, was_woken
 from polyloop.sync._face import described, patience_of
 from polyloop.sync._lock import Lock, RLock, SyncLock, SyncRLock
@@ -184,14 +185,16 @@ class SyncCondition:
         depth = lock._release_all()
         try:
             notified = waiter.park(patience) or not leave(line, waiter)
-        except BaseException:  # KeyboardInterrupt
+        except BaseException:  # KeyboardInterrupt, or the end of the call that this thread runs
             try:
-                lock._block_again(depth)
+                with shield():
+                    lock._block_again(depth)
             finally:
                 if not leave(line, waiter):
                     wake_next(line)  # it was notified and will not use it
             raise
-        lock._block_again(depth)
+        with shield():  # whoever waits holds the lock when that ends, in whatever way
+            lock._block_again(depth)
         return notified
 
     def wait_for[T](self, predicate: Callable[[], T], timeout: float | None = None) -> T:
