@@ -28,13 +28,13 @@ class RLock(sync.SyncRLock):
         super().__init__(sync.RLock())
 
     def _is_owned(self) -> bool:
-        return self._lock._is_mine()
+        return self._primitive._is_mine()
 
     def _recursion_count(self) -> int:
-        return self._lock._depth if self._lock._is_mine() else 0
+        return self._primitive._depth if self._primitive._is_mine() else 0
 
     def _release_save(self) -> int:
-        return self._lock._release_all()
+        return self._primitive._release_all()
 
 
 class Condition(sync.SyncCondition):
@@ -43,7 +43,7 @@ class Condition(sync.SyncCondition):
     __slots__ = ()
 
     def __init__(self, face: sync.SyncLock | None = None) -> None:
-        super().__init__(sync.Condition(None if face is None else face._lock))
+        super().__init__(sync.Condition(None if face is None else face._primitive))
 
     @property
     def _waiters(self) -> Sized:

@@ -20,7 +20,7 @@ from polyloop._core import _prims
 from polyloop._core._errors import BrokenBarrierError
 from polyloop._core._parking import ThreadWaiter, Waiter, async_waiter, refuse_on_loop_thread
 from polyloop._core._waiting import Line, leave, wake_all
-from polyloop.sync._face import described, patience_of
+from polyloop.sync._face import Face, described, patience_of
 
 
 class _State(enum.Enum):
@@ -294,7 +294,7 @@ class Barrier:
                 self._gone.append(party)
 
 
-class SyncBarrier:
+class SyncBarrier(Face[Barrier]):
     """The face of a ``Barrier`` for plain threads, with the signatures of ``threading.Barrier``.
 
     Thread safety: any thread; on one that runs a loop, ``wait`` raises ``BlockingCallError`` unless all others are
@@ -303,28 +303,22 @@ class SyncBarrier:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("__weakref__", "_barrier")
-
-    def __init__(self, barrier: Barrier) -> None:
-        self._barrier = barrier
-
-    def __repr__(self) -> str:
-        return f"<sync face of {self._barrier!r}>"
+    __slots__ = ()
 
     @property
     def parties(self) -> int:
         """How many must come."""
-        return self._barrier.parties
+        return self._primitive.parties
 
     @property
     def n_waiting(self) -> int:
         """How many have come and wait for the others."""
-        return self._barrier.n_waiting
+        return self._primitive.n_waiting
 
     @property
     def broken(self) -> bool:
         """Whether the barrier is broken."""
-        return self._barrier.broken
+        return self._primitive.broken
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until all parties are there.
@@ -339,7 +333,7 @@ class SyncBarrier:
             BrokenBarrierError: the barrier is broken, was broken or reset before this party went on, or the time was
                 over.
         """
-        barrier = self._barrier
+        barrier = self._primitive
         patience = patience_of(barrier._timeout if timeout is None else timeout)
         deadline = None if patience is None else _prims.monotonic() + patience
         party = _Party()
@@ -363,8 +357,8 @@ class SyncBarrier:
 
     def reset(self) -> None:
         """Make the barrier as new. Those who wait get a ``BrokenBarrierError``; those who could go on already go on."""
-        self._barrier._reset((_State.FILLING, _State.BROKEN))
+        self._primitive._reset((_State.FILLING, _State.BROKEN))
 
     def abort(self) -> None:
         """Break the barrier. Those who wait, and all who come until ``reset``, get a ``BrokenBarrierError``."""
-        self._barrier._break()
+        self._primitive._break()

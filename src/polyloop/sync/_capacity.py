@@ -22,7 +22,7 @@ from polyloop._core import _prims, _trio
 from polyloop._core._context import runs_a_loop
 from polyloop._core._errors import PolyloopError
 from polyloop._core._parking import AsyncWaiter, ThreadWaiter, async_waiter, refuse_on_loop_thread
-from polyloop.sync._face import checked_timeout
+from polyloop.sync._face import Face, checked_timeout
 
 type _Borrower = Hashable
 type _Waiter = AsyncWaiter | ThreadWaiter
@@ -216,7 +216,7 @@ class CapacityLimiter:
         return served
 
 
-class SyncCapacityLimiter:
+class SyncCapacityLimiter(Face[CapacityLimiter]):
     """The face of a ``CapacityLimiter`` for plain threads: ``acquire(blocking, timeout)``, ``release``, ``with``.
 
     Thread safety: any thread; on one that runs a loop a call that would have to wait raises ``BlockingCallError``.
@@ -224,10 +224,7 @@ class SyncCapacityLimiter:
     .. versionadded:: 0.1
     """
 
-    __slots__ = ("__weakref__", "_limiter")
-
-    def __init__(self, limiter: CapacityLimiter) -> None:
-        self._limiter = limiter
+    __slots__ = ()
 
     def acquire(self, blocking: bool = True, timeout: float | None = -1) -> bool:
         """Borrow a token for the calling thread.
@@ -242,7 +239,7 @@ class SyncCapacityLimiter:
             ValueError: a ``timeout`` below 0 that is not -1, or one beside ``blocking=False``.
         """
         patience = checked_timeout(blocking, timeout)
-        limiter = self._limiter
+        limiter = self._primitive
         entry = limiter._enter(_me())
         try:
             if limiter._take(entry) or (blocking and self._wait(entry, patience)):
@@ -257,11 +254,11 @@ class SyncCapacityLimiter:
         refuse_on_loop_thread("CapacityLimiter.sync.acquire()", "await limiter.acquire()", patience)
         waiter = ThreadWaiter()
         # A token handed over at the very end of the wait is ours.
-        return self._limiter._take(entry, waiter) or waiter.park(patience) or entry.held
+        return self._primitive._take(entry, waiter) or waiter.park(patience) or entry.held
 
     def release(self) -> None:
         """Return the calling thread's token."""
-        self._limiter.release()
+        self._primitive.release()
 
     def __enter__(self) -> Self:
         self.acquire()

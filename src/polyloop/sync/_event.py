@@ -9,7 +9,7 @@ from typing import Literal
 
 from polyloop._core._parking import ThreadWaiter, async_waiter, refuse_on_loop_thread
 from polyloop._core._waiting import Line, leave, wake_all
-from polyloop.sync._face import described, patience_of
+from polyloop.sync._face import Face, described, patience_of
 
 
 class Event:
@@ -65,7 +65,7 @@ class Event:
         return SyncEvent(self)
 
 
-class SyncEvent:
+class SyncEvent(Face[Event]):
     """The face of an ``Event`` for plain threads, with the signatures of ``threading.Event``.
 
     Thread safety: any thread; on one that runs a loop, ``wait`` raises ``BlockingCallError`` unless the flag is set.
@@ -73,25 +73,19 @@ class SyncEvent:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("__weakref__", "_event")
-
-    def __init__(self, event: Event) -> None:
-        self._event = event
-
-    def __repr__(self) -> str:
-        return f"<sync face of {self._event!r}>"
+    __slots__ = ()
 
     def is_set(self) -> bool:
         """Whether the flag is set."""
-        return self._event.is_set()
+        return self._primitive.is_set()
 
     def set(self) -> None:
         """Set the flag and wake all who wait."""
-        self._event.set()
+        self._primitive.set()
 
     def clear(self) -> None:
         """Reset the flag."""
-        self._event.clear()
+        self._primitive.clear()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the flag is set.
@@ -103,7 +97,7 @@ class SyncEvent:
         Raises:
             BlockingCallError: the flag is not set, and this thread runs a loop.
         """
-        event = self._event
+        event = self._primitive
         if event._flag:
             return True
         patience = patience_of(timeout)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop.sync._event import Event
-from polyloop.sync._face import described
+from polyloop.sync._face import Face, described
 
 
 class Latch:
@@ -82,7 +82,7 @@ class Latch:
         return SyncLatch(self)
 
 
-class SyncLatch:
+class SyncLatch(Face[Latch]):
     """The face of a ``Latch`` for plain threads.
 
     Thread safety: any thread; on one that runs a loop, a call that would have to wait raises ``BlockingCallError``.
@@ -90,18 +90,12 @@ class SyncLatch:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("__weakref__", "_latch")
-
-    def __init__(self, latch: Latch) -> None:
-        self._latch = latch
-
-    def __repr__(self) -> str:
-        return f"<sync face of {self._latch!r}>"
+    __slots__ = ()
 
     @property
     def count(self) -> int:
         """How often it must still be counted down."""
-        return self._latch.count
+        return self._primitive.count
 
     def count_down(self, n: int = 1) -> None:
         """Count down by ``n``, at most to 0, and open the latch at 0.
@@ -109,7 +103,7 @@ class SyncLatch:
         Raises:
             ValueError: ``n`` is below 1.
         """
-        self._latch.count_down(n)
+        self._primitive.count_down(n)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the latch is open.
@@ -121,7 +115,7 @@ class SyncLatch:
         Raises:
             BlockingCallError: the latch is closed, and this thread runs a loop.
         """
-        event = self._latch._open
+        event = self._primitive._open
         if not event.is_set():
             refuse_on_loop_thread("latch.sync.wait()", "await latch.wait()")
         return event.sync.wait(timeout)
@@ -136,7 +130,7 @@ class SyncLatch:
         Raises:
             BlockingCallError: others are missing, and this thread runs a loop; it has not been counted down.
         """
-        latch = self._latch
+        latch = self._primitive
         if latch.count > 1:
             refuse_on_loop_thread("latch.sync.arrive_and_wait()", "await latch.arrive_and_wait()")
         latch.count_down()

@@ -14,7 +14,7 @@ from polyloop._core._errors import DeadlockError
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._waiting import Permits
 from polyloop.sync._debug import DebugHolder, DebugPermits, label
-from polyloop.sync._face import checked_timeout, described
+from polyloop.sync._face import LockFace, checked_timeout, described
 
 
 class Lock:
@@ -119,6 +119,15 @@ class Lock:
         """The same lock for plain threads, with the signatures of ``threading.Lock``."""
         return SyncLock(self)
 
+    def _block(self, patience: float | None) -> bool:
+        if patience is None:
+            self._refuse_holder("lock.sync.acquire()")
+        refuse_on_loop_thread("lock.sync.acquire()", "await lock.acquire()", patience)
+        if not self._permits.block(patience):
+            return False
+        self._holder.append(who())
+        return True
+
     def _refuse_holder(self, call: str) -> None:
         """Raise if the caller is about to wait for itself."""
         try:
@@ -151,7 +160,7 @@ class Lock:
             self._holder.append(who())
 
 
-class SyncLock:
+class SyncLock(LockFace[Lock]):
     """The face of a ``Lock`` for plain threads, with the signatures of ``threading.Lock``.
 
     Thread safety: any thread; on one that runs a loop a call that would have to wait raises ``BlockingCallError``.
@@ -159,66 +168,28 @@ class SyncLock:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("__weakref__", "_lock")
+    __slots__ = ()
 
-    def __init__(self, lock: Lock) -> None:
-        self._lock = lock
-
-    def __repr__(self) -> str:
-        return f"<sync face of {self._lock!r}>"
+    # As LockFace, each in one frame: these are hot, too.
 
     def acquire(self, blocking: bool = True, timeout: float | None = -1) -> bool:
-        """Take the lock, in turn.
-
-        Args:
-            timeout: Seconds to wait at most; -1 and ``None`` wait as long as it takes.
-        Returns:
-            Whether the lock was taken.
-        Raises:
-            BlockingCallError: the call would have to wait, and this thread runs a loop.
-            DeadlockError: the calling thread holds the lock, and would wait for itself without limit.
-            ValueError: a ``timeout`` below 0 that is not -1, or one beside ``blocking=False``.
-        """
         patience = None if timeout == -1 else checked_timeout(blocking, timeout)
-        lock = self._lock
+        lock = self._primitive
         try:
             lock._free.pop()
         except IndexError:
-            if not blocking:
-                return False
-            if patience is None:
-                lock._refuse_holder("lock.sync.acquire()")
-            refuse_on_loop_thread("lock.sync.acquire()", "await lock.acquire()", patience)
-            if not lock._permits.block(patience):
-                return False
+            return lock._block(patience) if blocking else False
         lock._holder.append(who())
         return True
 
-    def release(self) -> None:
-        """Give the lock to whoever has waited longest, or free it.
-
-        Raises:
-            RuntimeError: nobody holds it.
-        """
-        self._lock.release()
-
-    def locked(self) -> bool:
-        """Whether somebody holds the lock, or is being handed it."""
-        return self._lock.locked()
-
     def __enter__(self) -> bool:
-        lock = self._lock
+        lock = self._primitive
         try:
             lock._free.pop()
         except IndexError:
             return self.acquire()
         lock._holder.append(who())
         return True
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.release()
 
 
 class RLock:
@@ -296,6 +267,13 @@ class RLock:
         """The same lock for plain threads, with the signatures of ``threading.RLock``."""
         return SyncRLock(self)
 
+    def _block(self, patience: float | None) -> bool:
+        refuse_on_loop_thread("rlock.sync.acquire()", "await rlock.acquire()", patience)
+        if not self._permits.block(patience):
+            return False
+        self._enter(1)
+        return True
+
     def _enter(self, depth: int) -> None:
         self._owner = who()
         self._depth = depth
@@ -328,7 +306,7 @@ class RLock:
         self._enter(depth)
 
 
-class SyncRLock:
+class SyncRLock(LockFace[RLock]):
     """The face of an ``RLock`` for plain threads, with the signatures of ``threading.RLock``.
 
     Thread safety: any thread; on one that runs a loop a call that would have to wait raises ``BlockingCallError``.
@@ -336,53 +314,4 @@ class SyncRLock:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("__weakref__", "_lock")
-
-    def __init__(self, lock: RLock) -> None:
-        self._lock = lock
-
-    def __repr__(self) -> str:
-        return f"<sync face of {self._lock!r}>"
-
-    def acquire(self, blocking: bool = True, timeout: float | None = -1) -> bool:
-        """Take the lock, in turn, or once more.
-
-        Args:
-            timeout: Seconds to wait at most; -1 and ``None`` wait as long as it takes.
-        Returns:
-            Whether the lock was taken.
-        Raises:
-            BlockingCallError: the call would have to wait, and this thread runs a loop.
-            ValueError: a ``timeout`` below 0 that is not -1, or one beside ``blocking=False``.
-        """
-        patience = None if timeout == -1 else checked_timeout(blocking, timeout)
-        lock = self._lock
-        if lock.acquire_nowait():
-            return True
-        if not blocking:
-            return False
-        refuse_on_loop_thread("rlock.sync.acquire()", "await rlock.acquire()", patience)
-        if not lock._permits.block(patience):
-            return False
-        lock._enter(1)
-        return True
-
-    def release(self) -> None:
-        """Undo one ``acquire``.
-
-        Raises:
-            RuntimeError: the caller does not hold it.
-        """
-        self._lock.release()
-
-    def locked(self) -> bool:
-        """Whether somebody holds the lock, or is being handed it."""
-        return self._lock.locked()
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.release()
+    __slots__ = ()

@@ -14,6 +14,7 @@ from polyloop._core._context import who
 from polyloop._core._errors import DeadlockError
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._waiting import NOTHING, Line, Nothing, block_until, until, wake_all, wake_next
+from polyloop.sync._face import Face
 
 
 class _Right:
@@ -120,7 +121,7 @@ class Once[T]:
             raise DeadlockError(f"{self._fn!r} asks for the value that it is to compute, and would wait for itself")
 
 
-class SyncOnce[T]:
+class SyncOnce[T](Face[Once[T]]):
     """The face of a ``Once`` for plain threads.
 
     Thread safety: any thread; on one that runs a loop, a call that would have to wait raises ``BlockingCallError``.
@@ -128,13 +129,7 @@ class SyncOnce[T]:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("__weakref__", "_once")
-
-    def __init__(self, once: Once[T]) -> None:
-        self._once = once
-
-    def __repr__(self) -> str:
-        return f"<sync face of {self._once!r}>"
+    __slots__ = ()
 
     def __call__(self, timeout: float | None = None) -> T:
         """Return the value; compute it, or wait for it, if it is not there.
@@ -148,7 +143,7 @@ class SyncOnce[T]:
             TypeError: the value is not there, and only a loop can compute it: ``fn`` is a coroutine function.
             BaseException: what ``fn`` raised, if this call has called it.
         """
-        once = self._once
+        once = self._primitive
         found = once._attempt()
         if found is NOTHING:
             once._refuse_itself()
@@ -161,7 +156,7 @@ class SyncOnce[T]:
         return once._value[0]
 
     def _compute(self) -> None:
-        once = self._once
+        once = self._primitive
         try:
             once._computing = who()
             if inspect.iscoroutinefunction(once._fn):

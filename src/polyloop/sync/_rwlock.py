@@ -19,7 +19,7 @@ from polyloop._core import _prims
 from polyloop._core._context import who
 from polyloop._core._errors import DeadlockError
 from polyloop._core._parking import ThreadWaiter, async_waiter, refuse_on_loop_thread
-from polyloop.sync._face import checked_timeout, described
+from polyloop.sync._face import Face, LockFace, described
 from polyloop.sync._rwlock_debug import DebugPlaces, RWLockDebug
 from polyloop.sync._turns import Place, Turns
 
@@ -136,14 +136,15 @@ class RWLock:
         Raises:
             RuntimeError: the caller does not hold the lock for writing.
         """
-        hold = self._mine(True)
+        me = who()
+        hold = self._mine(me, True)
         with self._lock:
             self._turns.downgrade(hold)
             admitted = self._admit_locked()
         self._wake(admitted)
         self._settle()
         if self._debug is not None:
-            self._debug.note(who(), False)
+            self._debug.note(me, False)
 
     @property
     def sync(self) -> "SyncRWLock":
@@ -217,23 +218,28 @@ class RWLock:
             f"to take {self!r} for {wants} its caller, who holds it for {has}, would wait for itself; {advice}"
         )
 
-    def _mine(self, writes: bool) -> Place:
-        hold = self._holds.get(who())
+    def _mine(self, me: object, writes: bool) -> Place:
+        hold = self._holds.get(me)
         if hold is None or hold.writes is not writes:
             raise RuntimeError(f"the caller does not hold {self!r} for {'writing' if writes else 'reading'}")
         return hold
 
     def _release(self, writes: bool) -> None:
-        hold = self._mine(writes)
-        hold.depth -= 1
-        if not hold.depth:
-            del self._holds[who()]
-            self._leave(hold)
+        me = who()
+        self._undo(me, self._mine(me, writes))
 
     def _release_side(self, writes: bool) -> None:
         """As ``_release``; at the end of a block that has taken the lock for writing, perhaps no longer for that."""
-        hold = self._holds.get(who())
-        self._release(writes if hold is None else hold.writes)
+        me = who()
+        hold = self._holds.get(me)
+        self._undo(me, self._mine(me, writes) if hold is None else hold)
+
+    def _undo(self, me: object, hold: Place) -> None:
+        """Undo one acquire of what is the caller's."""
+        hold.depth -= 1
+        if not hold.depth:
+            del self._holds[me]
+            self._leave(hold)
 
     def _arrive(self, hold: Place) -> bool:
         """Go in, or get in line if the hold has a waiter; whether it is in."""
@@ -324,10 +330,18 @@ class RWLockSide:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._release_at_end()
+
+    def _block(self, patience: float | None) -> bool:
+        side = "write" if self._writes else "read"
+        refuse_on_loop_thread(f"rwlock.sync.{side}.acquire()", f"async with rwlock.{side}", patience)
+        return self._rwlock._block(self._writes, patience)
+
+    def _release_at_end(self) -> None:
         self._rwlock._release_side(self._writes)
 
 
-class SyncRWLock:
+class SyncRWLock(Face[RWLock]):
     """The face of an ``RWLock`` for plain threads.
 
     Thread safety: any thread; on one that runs a loop a call that would have to wait raises ``BlockingCallError``.
@@ -335,32 +349,26 @@ class SyncRWLock:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("__weakref__", "_rwlock")
-
-    def __init__(self, rwlock: RWLock) -> None:
-        self._rwlock = rwlock
-
-    def __repr__(self) -> str:
-        return f"<sync face of {self._rwlock!r}>"
+    __slots__ = ()
 
     @property
     def readers(self) -> int:
         """How many hold the lock for reading, or are being let in."""
-        return self._rwlock.readers
+        return self._primitive.readers
 
     def locked(self) -> bool:
         """Whether somebody holds the lock, for reading or for writing, or is being let in."""
-        return self._rwlock.locked()
+        return self._primitive.locked()
 
     @property
     def read(self) -> "SyncRWLockSide":
         """The lock for reading: a context manager with the methods of ``threading.Lock``."""
-        return SyncRWLockSide(self._rwlock, False)
+        return SyncRWLockSide(RWLockSide(self._primitive, False))
 
     @property
     def write(self) -> "SyncRWLockSide":
         """The lock for writing: a context manager with the methods of ``threading.Lock``."""
-        return SyncRWLockSide(self._rwlock, True)
+        return SyncRWLockSide(RWLockSide(self._primitive, True))
 
     def downgrade(self) -> None:
         """Go on as a reader, without letting a writer in between; readers that are next in line enter too.
@@ -368,10 +376,10 @@ class SyncRWLock:
         Raises:
             RuntimeError: the caller does not hold the lock for writing.
         """
-        self._rwlock.downgrade()
+        self._primitive.downgrade()
 
 
-class SyncRWLockSide:
+class SyncRWLockSide(LockFace[RWLockSide]):
     """An ``RWLock`` for reading or for writing in plain threads, with the signatures of ``threading.Lock``.
 
     Thread safety: any thread; on one that runs a loop a call that would have to wait raises ``BlockingCallError``.
@@ -379,53 +387,9 @@ class SyncRWLockSide:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("__weakref__", "_rwlock", "_writes")
-
-    def __init__(self, rwlock: RWLock, writes: bool) -> None:
-        self._rwlock = rwlock
-        self._writes = writes
-
-    def __repr__(self) -> str:
-        return f"<sync face of {RWLockSide(self._rwlock, self._writes)!r}>"
-
-    def locked(self) -> bool:
-        """Whether somebody holds the lock for this, or is being let in."""
-        return RWLockSide(self._rwlock, self._writes).locked()
-
-    def acquire(self, blocking: bool = True, timeout: float | None = -1) -> bool:
-        """Take the lock, in turn; for reading also once more.
-
-        Args:
-            timeout: Seconds to wait at most; -1 and ``None`` wait as long as it takes.
-        Returns:
-            Whether the lock was taken.
-        Raises:
-            BlockingCallError: the call would have to wait, and this thread runs a loop.
-            DeadlockError: the caller holds it already, and would wait for itself.
-            ValueError: a ``timeout`` below 0 that is not -1, or one beside ``blocking=False``.
-        """
-        patience = checked_timeout(blocking, timeout)
-        rwlock = self._rwlock
-        if rwlock._acquire_nowait(self._writes):
-            return True
-        if not blocking:
-            return False
-        side = "write" if self._writes else "read"
-        refuse_on_loop_thread(f"rwlock.sync.{side}.acquire()", f"async with rwlock.{side}", patience)
-        return rwlock._block(self._writes, patience)
-
-    def release(self) -> None:
-        """Undo one ``acquire``.
-
-        Raises:
-            RuntimeError: the caller does not hold the lock for this.
-        """
-        self._rwlock._release(self._writes)
-
-    def __enter__(self) -> bool:
-        return self.acquire()
+    __slots__ = ()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._rwlock._release_side(self._writes)
+        self._primitive._release_at_end()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._waiting import Permits
-from polyloop.sync._face import described, patience_of
+from polyloop.sync._face import Face, described, patience_of
 
 
 class Semaphore:
@@ -158,7 +158,7 @@ class BoundedSemaphore(Semaphore):
         return taken
 
 
-class SyncSemaphore:
+class SyncSemaphore(Face[Semaphore]):
     """The face of a semaphore for plain threads, with the signatures of ``threading.Semaphore``.
 
     Thread safety: any thread; on one that runs a loop a call that would have to wait raises ``BlockingCallError``.
@@ -166,13 +166,7 @@ class SyncSemaphore:
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("__weakref__", "_semaphore")
-
-    def __init__(self, semaphore: Semaphore) -> None:
-        self._semaphore = semaphore
-
-    def __repr__(self) -> str:
-        return f"<sync face of {self._semaphore!r}>"
+    __slots__ = ()
 
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
         """Take a permit, in turn.
@@ -187,12 +181,12 @@ class SyncSemaphore:
         """
         if not blocking and timeout is not None:
             raise ValueError("can't specify timeout for non-blocking acquire")
-        if self._semaphore.acquire_nowait():
+        if self._primitive.acquire_nowait():
             return True
         if not blocking:
             return False
         refuse_on_loop_thread("semaphore.sync.acquire()", "await semaphore.acquire()", timeout)
-        return self._semaphore._block(patience_of(timeout))
+        return self._primitive._block(patience_of(timeout))
 
     def release(self, n: int = 1) -> None:
         """Add ``n`` permits.
@@ -200,12 +194,12 @@ class SyncSemaphore:
         Raises:
             ValueError: ``n`` is below 1; for a ``BoundedSemaphore``, more than are held.
         """
-        self._semaphore.release(n)
+        self._primitive.release(n)
 
     def __enter__(self) -> bool:
-        return self._semaphore.acquire_nowait() or self.acquire()
+        return self._primitive.acquire_nowait() or self.acquire()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._semaphore.release()
+        self._primitive.release()
