@@ -6,6 +6,7 @@ kept in one place: every thread starts with an empty context, and no thread of o
 at interpreter exit.
 """
 
+import atexit
 import contextvars
 import os
 import queue
@@ -55,6 +56,15 @@ def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
     thread = threading.Thread(target=target, name=name, daemon=True, **options)
     thread.start()
     return thread
+
+
+def before_threads_end(hook: Callable[[], object]) -> None:
+    """Call ``hook`` at interpreter exit before anybody waits for threads; the hook that was given last goes first.
+
+    ``concurrent.futures`` waits for its threads and processes there, without limit; ``atexit`` is too late for that.
+    """
+    register = getattr(threading, "_register_atexit", atexit.register)
+    register(hook)
 
 
 def is_main_thread() -> bool:
