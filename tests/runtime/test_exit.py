@@ -82,6 +82,26 @@ print("ended")
     assert ended.err.endswith(" in block\n")
 
 
+def test_a_thread_that_is_waited_for_in_vain_is_named() -> None:
+    """The default policy, and a function that never asks: the end is bounded, and says where the thread is."""
+    ended = run_program(
+        """
+async def main():
+    entered = threading.Event()
+    def stubborn():
+        entered.set()
+        time.sleep(60)
+    call = asyncio.ensure_future(polyloop.to_thread(stubborn))
+    await polyloop.to_thread(entered.wait)
+
+polyloop.run(main(), loops=1, shutdown_timeout=0.2)
+print("ended")
+"""
+    )
+    assert (ended.out, ended.code) == ("ended\n", 0)
+    assert "\n  thread 'polyloop-thread-2, cancelled in main.<locals>.stubborn' on polyloop-0\n" in ended.err
+
+
 def test_thread_of_a_loops_own_executor_is_named() -> None:
     """``asyncio.to_thread`` runs on the loop's executor: ``run`` ends in time and names the thread."""
     ended = run_program(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from tests.sync.helpers import in_trio, park_on_a_dead_loop, until
+from tests.helpers import in_trio, park_on_a_dead_loop, until
 
 from polyloop import BlockingCallError, Condition, Lock, RLock
 from polyloop.testing import Interleaving, TestLoop, TestThread, explore
@@ -159,6 +159,9 @@ def test_who_cannot_release_the_lock_does_not_wait() -> None:
             await condition.wait()
 
     asyncio.run(on_a_loop())
+    assert condition.sync.acquire()
+    with pytest.raises(RuntimeError, match="not acquired"):
+        condition.sync.wait()
     assert waiting(condition) == 0
 
 

@@ -182,7 +182,11 @@ class SyncCondition:
         line, lock = condition._line, condition._lock
         waiter = ThreadWaiter()
         line.append(waiter)
-        depth = lock._release_all()
+        try:
+            depth = lock._release_all()
+        except BaseException:
+            leave(line, waiter)
+            raise
         try:
             notified = waiter.park(patience) or not leave(line, waiter)
         except BaseException:  # KeyboardInterrupt, or the end of the call that this thread runs
