@@ -5,7 +5,6 @@ decided elsewhere: as a rule by whoever takes it out of the line it stands in (s
 """
 
 import asyncio
-import contextlib
 import sys
 from collections.abc import Callable, Generator
 from functools import partial
@@ -125,8 +124,10 @@ class ThreadWaiter:
         self._lock.acquire()
 
     def wake(self) -> bool:
-        with contextlib.suppress(RuntimeError):  # unlocked: its scope was cancelled at the same moment
+        try:  # not contextlib.suppress, which costs more than all the rest
             self._lock.release()
+        except RuntimeError:  # unlocked: its scope was cancelled at the same moment
+            pass
         return True
 
     def park(self, timeout: float | None = None, spin: bool = True) -> bool:
