@@ -46,7 +46,7 @@ class Call[T](Completion[T]):
         self.port = port
         self._scope = Scope()
         self._outcome_here: tuple[T | None, BaseException | None] = (None, None)
-        self._tokens: list[CapacityLimiter] = []  # the limiter to which this call owes a token, if any
+        self._tokens: list[tuple[CapacityLimiter, Any]] = []  # what this call owes to a limiter, if anything
 
     def __repr__(self) -> str:
         return f"<call of {self.name!r}>"
@@ -95,16 +95,15 @@ class Call[T](Completion[T]):
 
     async def borrow(self, limiter: CapacityLimiter) -> None:
         """Wait for a token of ``limiter``; this call owes it from then on."""
-        await limiter.acquire_on_behalf_of(self)
-        self._tokens.append(limiter)
+        self._tokens.append((limiter, await limiter._borrow()))
 
     def give_token_back(self) -> None:
         """Return the limiter's token, if this call still holds one."""
         try:
-            limiter = self._tokens.pop()  # atomic: of the thread and the canceller one returns it
+            limiter, token = self._tokens.pop()  # atomic: of the thread and the canceller one returns it
         except IndexError:
             return
-        limiter.release_on_behalf_of(self)
+        limiter._give_back(token)
 
 
 def new_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], on_cancel: OnCancel) -> Call[Any]:

@@ -100,7 +100,20 @@ class CapacityLimiter:
 
     async def acquire_on_behalf_of(self, borrower: Hashable) -> None:
         """Borrow a token for ``borrower``; any hashable object, which is also what returns it."""
-        entry = self._enter(borrower)
+        await self._wait_for(self._enter(borrower))
+
+    async def _borrow(self) -> "_Entry":
+        """Borrow a token for nobody but who gets the entry, for ``_give_back``."""
+        entry = _Entry(None)
+        await self._wait_for(entry)
+        return entry
+
+    def _give_back(self, entry: "_Entry") -> None:
+        """Return what ``_borrow`` gave. Any thread, once."""
+        self._returned.append(entry)
+        self._settle()
+
+    async def _wait_for(self, entry: "_Entry") -> None:
         try:
             if not self._take(entry):
                 waiter = async_waiter()
@@ -165,7 +178,7 @@ class CapacityLimiter:
     def _take(self, entry: _Entry, waiter: _Waiter | None = None) -> bool:
         """Take a token, else queue the ``waiter`` if there is one; whether there was a token."""
         with self._lock:
-            served = self._serve_locked()
+            served = self._serve_locked() if self._returned or self._waiting else []
             if not self._waiting and self._held < self._total:
                 self._held += 1
                 entry.held = True
