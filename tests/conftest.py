@@ -148,10 +148,16 @@ def any_loop(flavour: Flavour) -> Iterator[TestLoop]:
 
 
 @pytest.fixture
-def rng() -> random.Random:
-    """Random numbers with a seed that a failing test shows; POLYLOOP_SEED repeats one."""
-    seed = int(os.environ.get("POLYLOOP_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
-    print(f"POLYLOOP_SEED={seed}")
+def seed() -> int:
+    """A random seed that a failing test shows; POLYLOOP_SEED repeats one."""
+    chosen = int(os.environ.get("POLYLOOP_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+    print(f"\nPOLYLOOP_SEED={chosen}")
+    return chosen
+
+
+@pytest.fixture
+def rng(seed: int) -> random.Random:
+    """Random numbers from that seed."""
     return random.Random(seed)
 
 

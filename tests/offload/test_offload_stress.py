@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from tests.helpers import until
 
 import polyloop
 from polyloop._core import _pool
@@ -62,11 +63,7 @@ def check_race(rng: random.Random, seconds: float, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_pool.shared, "pool", pool)
     race = Race(rng, seconds)
     race.run()
-    turn = threading.Event()
-    for _ in range(3000):  # calls that were abandoned end on their own, and then their threads
-        if not pool.threads:
-            break
-        turn.wait(0.01)
+    until(lambda: not pool.threads)  # calls that were abandoned end on their own, and then their threads
     assert (pool.threads, pool.queued, race.limiter.borrowed_tokens, race.inside) == (0, 0, 0, 0)
     assert race.most <= 3
     assert race.made > 100

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.helpers import until
 
 import polyloop
 from polyloop._core import _pool, _prims
@@ -32,16 +33,6 @@ def loop() -> Iterator[TestLoop]:
     """A loop of polyloop's own."""
     with TestLoop("caller") as loop:
         yield loop
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does next; it has nothing else to do."""
-    turn = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        turn.wait(0.01)
-    raise AssertionError("it never came to be")
 
 
 # What a call is

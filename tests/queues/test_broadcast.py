@@ -5,7 +5,7 @@ import pickle
 from typing import Any
 
 import pytest
-from tests.sync.helpers import in_trio, until
+from tests.helpers import in_trio, until
 
 from polyloop import BlockingCallError, PolyloopError, QueueEmpty
 from polyloop.queues import BroadcastReceiver, ChannelClosed, ClosedEndError, Lagged, broadcast

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 from tests.conftest import Flavour
-from tests.sync.helpers import in_trio, until
+from tests.helpers import in_trio, until
 
 import polyloop
 from polyloop import BlockingCallError, PolyloopError, QueueEmpty, QueueFull, QueueShutDown

@@ -1,11 +1,10 @@
 """Every order of a few sends, receives, closes, clones, cancellations and timeouts, over the real code."""
 
-import os
-import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from tests.helpers import explore_for_longer
 
 from polyloop import Queue, QueueEmpty, QueueShutDown, SimpleQueue
 from polyloop.queues import (
@@ -600,11 +599,6 @@ def test_nothing_is_lost_in_any_order(name: str) -> None:
 
 
 @pytest.mark.stress
-def test_nothing_is_lost_in_any_order_for_longer() -> None:
+def test_nothing_is_lost_in_any_order_for_longer(seed: int, seconds: float) -> None:
     """Two preemptions in all orders as far as time allows, and many at random."""
-    seconds = float(os.environ.get("POLYLOOP_STRESS_SECONDS", "60")) / len(SCENARIOS) / 2
-    seed = int(os.environ.get("POLYLOOP_STRESS_SEED") or random.SystemRandom().getrandbits(32))
-    print(f"\nPOLYLOOP_STRESS_SEED={seed}")
-    for name, scenario in SCENARIOS.items():
-        print(name, explore(scenario, preemptions=2, time_limit=seconds))
-        print(name, explore(scenario, seed=seed, schedules=1_000_000, time_limit=seconds))
+    explore_for_longer(SCENARIOS, seed, seconds)

@@ -1,10 +1,9 @@
 """Races by chance: channels and selects between many loops and threads, every item counted.
 
-The seed is printed; ``POLYLOOP_STRESS_SEED`` repeats a run as far as the scheduler of the operating system lets it.
+The seed is printed; ``POLYLOOP_SEED`` repeats a run as far as the scheduler of the operating system lets it.
 """
 
 import asyncio
-import os
 import random
 import time
 from collections import Counter
@@ -408,11 +407,8 @@ def race_oneshots(runtime: Runtime, rng: random.Random, count: int) -> Counter[s
 RACES = (race_channels, race_broadcast, race_watch, race_oneshots)
 
 
-def run(seconds: float, count: int) -> Counter[str]:
+def run(rng: random.Random, seconds: float, count: int) -> Counter[str]:
     """Races for ``seconds``."""
-    seed = int(os.environ.get("POLYLOOP_STRESS_SEED") or random.SystemRandom().getrandbits(32))
-    print(f"\nPOLYLOOP_STRESS_SEED={seed}")
-    rng = random.Random(seed)
     outcomes: Counter[str] = Counter()
     deadline = time.monotonic() + seconds
     with Runtime(loops=LOOPS) as runtime:
@@ -426,12 +422,12 @@ def run(seconds: float, count: int) -> Counter[str]:
 
 
 @pytest.mark.stress
-def test_stress() -> None:
+def test_stress(rng: random.Random, seconds: float) -> None:
     """All kinds of channels, both faces, for as long as one likes."""
-    assert run(float(os.environ.get("POLYLOOP_STRESS_SECONDS", "60")), 1000)["given up"] > 0
+    assert run(rng, seconds, 1000)["given up"] > 0
 
 
-def test_stress_in_small() -> None:
+def test_stress_in_small(rng: random.Random) -> None:
     """The same for two seconds."""
-    outcomes = run(2.0, 50)
+    outcomes = run(rng, 2.0, 50)
     assert min(outcomes[kind] for kind in ("channels", "broadcast", "watch", "answered")) > 0

@@ -5,7 +5,7 @@ import gc
 from typing import Any
 
 import pytest
-from tests.sync.helpers import in_trio, until
+from tests.helpers import in_trio, until
 
 from polyloop import BlockingCallError, QueueEmpty
 from polyloop.queues import ChannelClosed, ClosedEndError, OneshotReceiver, oneshot

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import queue as std
-import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from tests.helpers import until
 
 import polyloop
 from polyloop import (
@@ -39,16 +39,6 @@ def make(request: pytest.FixtureRequest) -> Callable[..., Queue[Any]]:
     """Makes a queue of each kind."""
     made: Callable[..., Queue[Any]] = request.param
     return made
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for what another thread does next; it has nothing else to do."""
-    turn = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        turn.wait(0.01)
-    raise AssertionError("it never came to be")
 
 
 # Order
@@ -86,7 +76,7 @@ def test_items_cross_from_anywhere_to_anywhere(
     for get in getters:
         for item, put in enumerate(putters):
             getter = get()
-            wait_until(lambda: queue._getters)
+            until(lambda: queue._getters)
             put(item).result()
             assert getter.result() == item
 
@@ -130,7 +120,7 @@ def test_a_full_queue_waits_for_room(make: Callable[..., Queue[Any]], left: Test
     assert queue.get_nowait() == 1
     waiting.result()
     threaded = TestThread(queue.sync.put, 4)
-    wait_until(lambda: queue._putters)
+    until(lambda: queue._putters)
     assert left.spawn(queue.get).result() == 3
     threaded.result()
     assert queue.get_nowait() == 4
@@ -143,7 +133,7 @@ def test_an_item_of_a_cancelled_put_is_not_put(left: TestLoop) -> None:
     doomed = left.spawn(queue.put, 1)
     left.wait_all_blocked()
     other = TestThread(queue.sync.put, 2)
-    wait_until(lambda: len(queue._putters) == 2)
+    until(lambda: len(queue._putters) == 2)
     with left.paused():
         assert queue.get_nowait() == 0
         doomed.cancel()
@@ -159,7 +149,7 @@ def test_put_racing_a_cancelled_get_keeps_the_item(left: TestLoop, make: Callabl
     doomed = left.spawn(queue.get)
     left.wait_all_blocked()
     other = TestThread(queue.sync.get)
-    wait_until(lambda: len(queue._getters) == 2)
+    until(lambda: len(queue._getters) == 2)
     with left.paused():  # both happen before the getter can run
         queue.put_nowait("a")
         doomed.cancel()
@@ -290,7 +280,7 @@ def test_a_batch_says_how_many_it_has_put() -> None:
     """When the queue ends under it."""
     queue = Queue[int](2)
     batch = TestThread(queue.sync.put_many, [1, 2, 3])
-    wait_until(lambda: queue._putters)
+    until(lambda: queue._putters)
     queue.shutdown()
     with pytest.raises(QueueShutDown) as caught:
         batch.result()
@@ -334,7 +324,7 @@ def test_shutting_down_wakes_all_who_wait(make: Callable[..., Queue[Any]], left:
         left.spawn(full.put, 1),
         TestThread(full.sync.put, 2),
     ]
-    wait_until(lambda: len(empty._getters) == 2 and len(full._putters) >= 1)
+    until(lambda: len(empty._getters) == 2 and len(full._putters) >= 1)
     empty.shutdown()
     full.shutdown()
     for waiter in waiting:
@@ -378,7 +368,7 @@ def test_join_waits_until_all_is_done(make: Callable[..., Queue[Any]], left: Tes
     asyncio.run(queue.join())
     queue.sync.put_many([1, 2])
     joined: list[Any] = [left.spawn(queue.join), TestThread(queue.sync.join)]
-    wait_until(lambda: len(queue._joiners) == 2)
+    until(lambda: len(queue._joiners) == 2)
     queue.get_many_nowait(2)
     queue.task_done()
     assert queue.unfinished_tasks == 1
@@ -394,7 +384,7 @@ def test_clear_counts_as_done(make: Callable[..., Queue[Any]]) -> None:
     queue = make(2)
     queue.sync.put_many([1, 2])
     putting = TestThread(queue.sync.put_many, [3, 4])
-    wait_until(lambda: queue._putters)
+    until(lambda: queue._putters)
     assert queue.clear() == 2
     putting.result()
     assert queue.unfinished_tasks == 2
@@ -443,7 +433,7 @@ def test_reports_that_race_with_a_fold_end_a_join(left: int) -> None:
     queue = Queue[int]()
     queue.put_many_nowait(range(5))
     joining = TestThread(queue.sync.join)
-    wait_until(lambda: queue._joiners)
+    until(lambda: queue._joiners)
     queue._units = queue._tally.units = RacedUnits(queue, left)
     queue._fold()
     for _ in range(left):
@@ -534,7 +524,7 @@ def test_a_simple_queue_crosses_too(left: TestLoop, right: TestLoop) -> None:
     right.run(queue.put, 1)
     assert getter.result() == 1
     threaded = TestThread(queue.sync.get)
-    wait_until(lambda: queue._getters)
+    until(lambda: queue._getters)
     queue.put_nowait(2)
     assert threaded.result() == 2
     queue.sync.put(3, False, None)

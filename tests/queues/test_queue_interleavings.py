@@ -2,11 +2,10 @@
 
 import contextlib
 import inspect
-import os
-import random
 from collections.abc import Callable
 
 import pytest
+from tests.helpers import explore_for_longer
 
 from polyloop import Event, LifoQueue, PriorityQueue, Queue, QueueEmpty, QueueFull, QueueShutDown, SimpleQueue
 from polyloop.queues import SyncQueue
@@ -330,11 +329,6 @@ def test_what_is_put_after_the_end_is_never_seen(make: Callable[[], Queue[int]],
 
 
 @pytest.mark.stress
-def test_no_item_is_lost_in_any_order_for_longer() -> None:
+def test_no_item_is_lost_in_any_order_for_longer(seed: int, seconds: float) -> None:
     """Two preemptions in all orders as far as time allows, and many at random."""
-    seconds = float(os.environ.get("POLYLOOP_STRESS_SECONDS", "60")) / len(SCENARIOS) / 2
-    seed = int(os.environ.get("POLYLOOP_STRESS_SEED") or random.SystemRandom().getrandbits(32))
-    print(f"\nPOLYLOOP_STRESS_SEED={seed}")
-    for name, scenario in SCENARIOS.items():
-        print(name, explore(scenario, preemptions=2, time_limit=seconds))
-        print(name, explore(scenario, seed=seed, schedules=1_000_000, time_limit=seconds))
+    explore_for_longer(SCENARIOS, seed, seconds)

@@ -225,11 +225,8 @@ def check(kind: str, queue: Queue[Item], put: list[Book], got: list[Book], early
                 latest[producer] = n
 
 
-def run(seconds: float, items: int, count: int) -> Counter[str]:
+def run(rng: random.Random, seconds: float, items: int, count: int) -> Counter[str]:
     """Races for ``seconds``, and until ``items`` have gone through."""
-    seed = int(os.environ.get("POLYLOOP_STRESS_SEED") or random.SystemRandom().getrandbits(32))
-    print(f"\nPOLYLOOP_STRESS_SEED={seed}")
-    rng = random.Random(seed)
     outcomes: Counter[str] = Counter()
     deadline = time.monotonic() + seconds
     with Runtime(loops=LOOPS) as runtime:
@@ -241,15 +238,14 @@ def run(seconds: float, items: int, count: int) -> Counter[str]:
 
 
 @pytest.mark.stress
-def test_stress() -> None:
+def test_stress(rng: random.Random, seconds: float) -> None:
     """All kinds of queues, both faces, for as long as one likes."""
-    seconds = float(os.environ.get("POLYLOOP_STRESS_SECONDS", "60"))
-    outcomes = run(seconds, int(os.environ.get("POLYLOOP_STRESS_ITEMS", "0")), 2000)
+    outcomes = run(rng, seconds, int(os.environ.get("POLYLOOP_STRESS_ITEMS", "0")), 2000)
     assert outcomes["given up"] > 0
 
 
-def test_stress_in_small() -> None:
+def test_stress_in_small(rng: random.Random) -> None:
     """The same for two seconds."""
-    outcomes = run(2.0, 0, 100)
+    outcomes = run(rng, 2.0, 0, 100)
     assert outcomes["rounds"] > 5
     assert outcomes["given up"] > 0

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.sync.helpers import in_trio, until
+from tests.helpers import in_trio, until
 
 from polyloop import BlockingCallError
 from polyloop.queues import ChannelClosed, ClosedEndError, WatchReceiver, watch

@@ -1,6 +1,6 @@
 """Seeded random load on four loops: everything at once, every handle counted, nothing left.
 
-``POLYLOOP_STRESS_SECONDS`` sets the length, ``POLYLOOP_STRESS_SEED`` repeats a run's choices (threads still interleave
+``POLYLOOP_STRESS_SECONDS`` sets the length, ``POLYLOOP_SEED`` repeats a run's choices (threads still interleave
 as they like). A round that does not end in time prints the seed and the stack of every thread.
 """
 
@@ -324,7 +324,7 @@ def run_rounds(seconds: float, round_seconds: float, seed: int) -> tuple[Counter
         try:
             ends += one_round(round_seed, round_seconds)
         except BaseException:
-            print(f"\nfailed: POLYLOOP_STRESS_SEED={round_seed}", file=sys.stderr)
+            print(f"\nfailed: POLYLOOP_SEED={round_seed}", file=sys.stderr)
             faulthandler.dump_traceback(all_threads=True)
             raise
         finally:
@@ -346,10 +346,8 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def check(seconds: float, round_seconds: float) -> None:
+def check(seed: int, seconds: float, round_seconds: float) -> None:
     """Run for ``seconds`` and compare the process with itself."""
-    seed = int(os.environ.get("POLYLOOP_STRESS_SEED") or random.SystemRandom().getrandbits(32))
-    print(f"\nPOLYLOOP_STRESS_SEED={seed}")
     ends, rounds, first, last = run_rounds(seconds, round_seconds, seed)
     print(f"{rounds} rounds, {sum(ends.values()) - ends['stolen']} handles: {dict(ends)}\n{first}\n{last}")
     assert last.threads <= first.threads
@@ -362,11 +360,11 @@ def check(seconds: float, round_seconds: float) -> None:
 
 
 @pytest.mark.stress
-def test_stress() -> None:
+def test_stress(seed: int, seconds: float) -> None:
     """Spawn, cancel, fail, time out, steal, offload, nest and close at random; count everything."""
-    check(float(os.environ.get("POLYLOOP_STRESS_SECONDS", "60")), 2.0)
+    check(seed, seconds, 2.0)
 
 
-def test_stress_in_small() -> None:
+def test_stress_in_small(seed: int) -> None:
     """The same for two seconds."""
-    check(2.0, 0.2)
+    check(seed, 2.0, 0.2)

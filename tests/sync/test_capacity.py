@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import trio
-from tests.sync.helpers import park_on_a_dead_loop, until
+from tests.helpers import park_on_a_dead_loop, until
 
 import polyloop
 from polyloop.sync import CapacityLimiter, WouldBlock

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.sync.helpers import in_trio, until
+from tests.helpers import in_trio, until
 
 import polyloop
 from polyloop import Barrier, Condition, DeadlockError, Lock, RLock

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trio
-from tests.sync.helpers import in_trio, park_on_a_dead_loop, until
+from tests.helpers import in_trio, park_on_a_dead_loop, until
 
 from polyloop import BlockingCallError, Event
 from polyloop.testing import Interleaving, TestLoop, TestThread, explore

@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 import pytest
-from tests.sync.helpers import in_trio
+from tests.helpers import in_trio
 
 import polyloop
 from polyloop.sync import BusyResourceError, ResourceGuard

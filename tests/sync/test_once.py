@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trio
-from tests.sync.helpers import in_trio, until
+from tests.helpers import in_trio, until
 
 from polyloop import BlockingCallError, DeadlockError, Event
 from polyloop.sync import Once

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from tests.sync.helpers import in_trio, park_on_a_dead_loop, until
+from tests.helpers import in_trio, park_on_a_dead_loop, until
 
 import polyloop
 from polyloop import BlockingCallError, BoundedSemaphore, Semaphore

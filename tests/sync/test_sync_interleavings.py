@@ -1,10 +1,9 @@
 """Every order of a few acquires, releases, notifications, cancellations and timeouts, over the real code."""
 
-import os
-import random
 from collections.abc import Callable
 
 import pytest
+from tests.helpers import explore_for_longer
 
 from polyloop import BoundedSemaphore, Condition, Event, Lock, RLock, Semaphore
 from polyloop.testing import Interleaving, explore
@@ -250,11 +249,6 @@ def test_no_wake_up_is_lost_in_any_order(name: str) -> None:
 
 
 @pytest.mark.stress
-def test_no_wake_up_is_lost_in_any_order_for_longer() -> None:
+def test_no_wake_up_is_lost_in_any_order_for_longer(seed: int, seconds: float) -> None:
     """Two preemptions in all orders as far as time allows, and many at random."""
-    seconds = float(os.environ.get("POLYLOOP_STRESS_SECONDS", "60")) / len(SCENARIOS) / 2
-    seed = int(os.environ.get("POLYLOOP_STRESS_SEED") or random.SystemRandom().getrandbits(32))
-    print(f"\nPOLYLOOP_STRESS_SEED={seed}")
-    for name, scenario in SCENARIOS.items():
-        print(name, explore(scenario, preemptions=2, time_limit=seconds))
-        print(name, explore(scenario, seed=seed, schedules=1_000_000, time_limit=seconds))
+    explore_for_longer(SCENARIOS, seed, seconds)

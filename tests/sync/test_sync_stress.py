@@ -6,7 +6,6 @@ this machine. A lost wake-up or permit shows as a round that does not end or doe
 
 import asyncio
 import contextlib
-import os
 import random
 import time
 from collections import Counter, deque
@@ -212,11 +211,8 @@ def results(sides: list[Side]) -> list[int]:
     return counts
 
 
-def run(seconds: float, times: int) -> Counter[str]:
+def run(rng: random.Random, seconds: float, times: int) -> Counter[str]:
     """Races for ``seconds``."""
-    seed = int(os.environ.get("POLYLOOP_STRESS_SEED") or random.SystemRandom().getrandbits(32))
-    print(f"\nPOLYLOOP_STRESS_SEED={seed}")
-    rng = random.Random(seed)
     outcomes: Counter[str] = Counter()
     deadline = time.monotonic() + seconds
     with Runtime(loops=LOOPS) as runtime:
@@ -227,12 +223,12 @@ def run(seconds: float, times: int) -> Counter[str]:
 
 
 @pytest.mark.stress
-def test_stress() -> None:
+def test_stress(rng: random.Random, seconds: float) -> None:
     """All primitives, both faces, for as long as one likes."""
-    outcomes = run(float(os.environ.get("POLYLOOP_STRESS_SECONDS", "60")), 500)
+    outcomes = run(rng, seconds, 500)
     assert all(outcomes[what] > 0 for what in ("entries", "tokens"))
 
 
-def test_stress_in_small() -> None:
+def test_stress_in_small(rng: random.Random) -> None:
     """The same for a second."""
-    assert run(1.0, 50)["entries"] > 0
+    assert run(rng, 1.0, 50)["entries"] > 0
