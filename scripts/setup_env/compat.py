@@ -27,7 +27,7 @@ from .uv import Uv
 
 ANY_WITH_GIL = "gil"
 _UNPACKED_INSTEAD = "3.14"  # for ANY_WITH_GIL where the machine has none
-_GROUPS = [REQUIREMENTS / "test.txt", REQUIREMENTS / "bench.txt"]
+_GROUPS = [REQUIREMENTS / f"{group}.txt" for group in ("test", "bench", "dask")]
 _PYTEST = ["-m", "pytest", "-q", "-m", "not stress and not slow", "-p", "no:cacheprovider"]
 
 # Beside Python itself: a shell and its tools for tests that start programs, and names for hosts and users.

@@ -39,9 +39,10 @@ def install_pinned(uv: Uv, python: Path, files: Sequence[Path]) -> None:
 class Environment:
     """One virtual environment of this checkout."""
 
-    def __init__(self, folder: str, groups: Sequence[str]) -> None:
+    def __init__(self, folder: str, groups: Sequence[str], if_possible: Sequence[str] = ()) -> None:
         self.path = ROOT / folder
         self._files = [REQUIREMENTS / f"{group}.txt" for group in groups]
+        self._if_possible = list(if_possible)  # groups that need a compiler where they have no wheel
         self._stamp = self.path / STAMP
 
     @property
@@ -51,7 +52,7 @@ class Environment:
     def inputs(self) -> str:
         """A hash over all that decides what is in the environment."""
         digest = hashlib.sha256()
-        for path in self._files:
+        for path in [*self._files, *(REQUIREMENTS / f"{group}.txt" for group in self._if_possible)]:
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
         digest.update(packaging_part((ROOT / "pyproject.toml").read_text(encoding="utf-8")).encode())
         digest.update(str(ROOT).encode())  # scripts and the editable install hold absolute paths
@@ -71,7 +72,7 @@ class Environment:
     def create(self, uv: Uv, interpreter: Interpreter) -> None:
         """Make the environment anew, or bring it up to date."""
         step(f"{self.path.name}: {interpreter}")
-        added, chosen = self._stamped("added") or [], self.chosen()
+        added, chosen = dict.fromkeys([*self._if_possible, *(self._stamped("added") or [])]), self.chosen()
         self._stamp.unlink(missing_ok=True)  # from here until the end it is incomplete, and says so
         existing = "--allow-existing" if self._built_on(interpreter) else "--clear"
         uv("venv", "--quiet", existing, "--python", interpreter.path, str(self.path))
@@ -115,6 +116,6 @@ class Environment:
         os.replace(scratch, self._stamp)
 
 
-MAIN = Environment(".venv", ["test", "bench"])
+MAIN = Environment(".venv", ["test", "bench"], if_possible=["dask"])
 # The tools of `make lint` and `make docs` need no free threads, and more of them have wheels for a build with a GIL.
 TOOLS = Environment(".venv-tools", ["lint", "docs"])
