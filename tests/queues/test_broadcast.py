@@ -5,7 +5,7 @@ import pickle
 from typing import Any
 
 import pytest
-from tests.helpers import in_trio, until
+from tests.helpers import cancel_amid, in_all_worlds, in_trio, until
 
 from polyloop import BlockingCallError, PolyloopError, QueueEmpty
 from polyloop.queues import BroadcastReceiver, ChannelClosed, ClosedEndError, Lagged, broadcast
@@ -200,9 +200,7 @@ def test_all_who_wait_are_woken_by_one_value(left: TestLoop, right: TestLoop) ->
     others = [receiver.clone() for _ in range(3)]
 
     def start() -> list[Any]:
-        waiting: list[Any] = [left.spawn(others[0].receive), right.spawn(others[1].receive)]
-        waiting.append(in_trio(others[2].receive))
-        waiting.append(TestThread(receiver.sync.receive))
+        waiting = in_all_worlds(left, right, [other.receive for other in others], receiver.sync.receive)
         until(lambda: len(receiver._ring.line) == 4)
         return waiting
 
@@ -222,16 +220,13 @@ def test_all_who_wait_are_woken_by_one_value(left: TestLoop, right: TestLoop) ->
         end.close()
 
 
-def test_a_cancelled_receive_has_taken_nothing(left: TestLoop) -> None:
+@pytest.mark.parametrize("cancelled_first", [False, True])
+def test_a_cancelled_receive_has_taken_nothing(left: TestLoop, cancelled_first: bool) -> None:
     """The value is there for the next call."""
     sender, receiver = broadcast[int](1)
     doomed = left.spawn(receiver.receive)
     left.wait_all_blocked()
-    with left.paused():
-        sender.send(1)
-        doomed.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        doomed.result(30)
+    cancel_amid(left, doomed, lambda: sender.send(1), cancelled_first)
     assert receiver.receive_nowait() == 1
     assert not receiver._ring.line
     sender.close()

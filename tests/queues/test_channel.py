@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 from tests.conftest import Flavour
-from tests.helpers import in_trio, until
+from tests.helpers import cancel_amid, in_all_worlds, in_trio, until
 
 import polyloop
 from polyloop import BlockingCallError, PolyloopError, QueueEmpty, QueueFull, QueueShutDown
@@ -327,30 +327,27 @@ def test_time_runs_out_on_both_sides() -> None:
 # Races
 
 
-@pytest.mark.parametrize("order", ["sent first", "cancelled first"])
-def test_an_item_that_meets_a_cancellation_goes_to_the_next(left: TestLoop, right: TestLoop, order: str) -> None:
+@pytest.mark.parametrize("cancelled_first", [False, True])
+def test_an_item_that_meets_a_cancellation_goes_to_the_next(
+    left: TestLoop, right: TestLoop, cancelled_first: bool
+) -> None:
     """Both happen before the receiver can run."""
     sender, receiver = channel[int](1)
     doomed = left.spawn(receiver.receive)
     left.wait_all_blocked()
     following = right.spawn(receiver.receive)
     right.wait_all_blocked()
-    with left.paused():
-        if order == "sent first":
-            sender.send_nowait(1)
-            doomed.cancel()
-        else:
-            doomed.cancel()
-            sender.send_nowait(1)
-    with pytest.raises(asyncio.CancelledError):
-        doomed.result(30)
+    cancel_amid(left, doomed, lambda: sender.send_nowait(1), cancelled_first)
     assert following.result(30) == 1
     assert not receiver._closing
     sender.close()
     receiver.close()
 
 
-def test_room_that_meets_a_cancellation_goes_to_the_next(left: TestLoop, right: TestLoop) -> None:
+@pytest.mark.parametrize("cancelled_first", [False, True])
+def test_room_that_meets_a_cancellation_goes_to_the_next(
+    left: TestLoop, right: TestLoop, cancelled_first: bool
+) -> None:
     """The cancelled sender has sent nothing."""
     sender, receiver = channel[int](1)
     sender.send_nowait(0)
@@ -358,11 +355,7 @@ def test_room_that_meets_a_cancellation_goes_to_the_next(left: TestLoop, right: 
     left.wait_all_blocked()
     following = right.spawn(sender.send, 2)
     right.wait_all_blocked()
-    with left.paused():
-        assert receiver.receive_nowait() == 0
-        doomed.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        doomed.result(30)
+    cancel_amid(left, doomed, receiver.receive_nowait, cancelled_first)
     following.result(30)
     sender.close()
     assert drain(receiver) == [2]
@@ -413,9 +406,7 @@ def test_closing_a_sender_wakes_those_who_wait_for_room_by_way_of_it(left: TestL
 def test_the_end_wakes_all_who_wait(left: TestLoop, right: TestLoop) -> None:
     """Receivers when the last sender is closed, senders when the last receiver is."""
     sender, receiver = channel[int](1)
-    receiving: list[Any] = [left.spawn(receiver.receive), right.spawn(receiver.receive)]
-    receiving.append(TestThread(receiver.sync.receive))
-    receiving.append(in_trio(receiver.receive))
+    receiving = in_all_worlds(left, right, [receiver.receive] * 3, receiver.sync.receive)
     until(lambda: len(receiver._closing) == 4)
     sender.close()
     for one in receiving:

@@ -5,7 +5,7 @@ import gc
 from typing import Any
 
 import pytest
-from tests.helpers import in_trio, until
+from tests.helpers import cancel_amid, in_trio, until
 
 from polyloop import BlockingCallError, QueueEmpty
 from polyloop.queues import ChannelClosed, ClosedEndError, OneshotReceiver, oneshot
@@ -131,7 +131,8 @@ def test_of_several_who_wait_one_gets_the_value(left: TestLoop, right: TestLoop)
     assert sorted(found, key=str) == [1, "gone", "gone"]
 
 
-def test_a_cancelled_wait_has_taken_nothing(left: TestLoop) -> None:
+@pytest.mark.parametrize("cancelled_first", [False, True])
+def test_a_cancelled_wait_has_taken_nothing(left: TestLoop, cancelled_first: bool) -> None:
     """The value is there for the next."""
     sender, receiver = oneshot[int]()
 
@@ -140,11 +141,7 @@ def test_a_cancelled_wait_has_taken_nothing(left: TestLoop) -> None:
 
     doomed = left.spawn(wait, receiver)
     left.wait_all_blocked()
-    with left.paused():
-        sender.send(1)
-        doomed.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        doomed.result(30)
+    cancel_amid(left, doomed, lambda: sender.send(1), cancelled_first)
     assert receiver.receive_nowait() == 1
     assert not receiver._shot.line
 

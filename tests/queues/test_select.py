@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.helpers import in_trio, until
+from tests.helpers import cancel_amid, in_trio, until
 
 from polyloop import (
     BlockingCallError,
@@ -202,23 +202,17 @@ def test_a_wake_up_that_is_not_used_is_passed_on(
     assert getter.result(30) == "a"
 
 
-@pytest.mark.parametrize("order", ["put first", "cancelled first"])
-def test_an_item_that_meets_a_cancellation_goes_to_the_next(left: TestLoop, right: TestLoop, order: str) -> None:
+@pytest.mark.parametrize("cancelled_first", [False, True])
+def test_an_item_that_meets_a_cancellation_goes_to_the_next(
+    left: TestLoop, right: TestLoop, cancelled_first: bool
+) -> None:
     """Both happen before the select can run; it leaves no trace in any line."""
     one, two = Queue[int](), Queue[int]()
     doomed = left.spawn(select, one, two)
     left.wait_all_blocked()
     getter = right.spawn(two.get)
     right.wait_all_blocked()
-    with left.paused():
-        if order == "put first":
-            two.put_nowait(1)
-            doomed.cancel()
-        else:
-            doomed.cancel()
-            two.put_nowait(1)
-    with pytest.raises(asyncio.CancelledError):
-        doomed.result(30)
+    cancel_amid(left, doomed, lambda: two.put_nowait(1), cancelled_first)
     assert getter.result(30) == 1
     assert not one._getters
     assert not two._getters

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.helpers import in_trio, until
+from tests.helpers import cancel_amid, in_all_worlds, in_trio, until
 
 from polyloop import BlockingCallError
 from polyloop.queues import ChannelClosed, ClosedEndError, WatchReceiver, watch
@@ -162,9 +162,7 @@ def test_all_who_wait_are_told_of_one_change(left: TestLoop, right: TestLoop) ->
     others = [receiver.clone() for _ in range(3)]
 
     def start() -> list[Any]:
-        waiting: list[Any] = [left.spawn(others[0].changed), right.spawn(others[1].changed)]
-        waiting.append(in_trio(others[2].changed))
-        waiting.append(TestThread(receiver.sync.changed))
+        waiting = in_all_worlds(left, right, [other.changed for other in others], receiver.sync.changed)
         until(lambda: len(receiver._cell.line) == 4)
         return waiting
 
@@ -197,16 +195,13 @@ def test_who_shares_a_receiver_is_told_of_other_changes(left: TestLoop) -> None:
     receiver.close()
 
 
-def test_a_cancelled_wait_has_seen_nothing(left: TestLoop) -> None:
+@pytest.mark.parametrize("cancelled_first", [False, True])
+def test_a_cancelled_wait_has_seen_nothing(left: TestLoop, cancelled_first: bool) -> None:
     """The change is there for the next call."""
     sender, receiver = watch(0)
     doomed = left.spawn(receiver.changed)
     left.wait_all_blocked()
-    with left.paused():
-        sender.send(1)
-        doomed.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        doomed.result(30)
+    cancel_amid(left, doomed, lambda: sender.send(1), cancelled_first)
     assert receiver.sync.changed() == 1
     assert not receiver._cell.line
     sender.close()

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import trio
-from tests.helpers import park_on_a_dead_loop, until
+from tests.helpers import cancel_amid, park_on_a_dead_loop, queue_up, until
+from tests.sync.races import Room, race, short_and_long, tiny
 
 import polyloop
 from polyloop.sync import CapacityLimiter, WouldBlock
@@ -121,7 +122,7 @@ def test_a_callback_is_no_borrower() -> None:
 
 
 def test_first_come_first_served_over_loops_and_threads(left: TestLoop, right: TestLoop) -> None:
-    """Tasks of two loops and threads wait in one queue."""
+    """Tasks of two loops and of trio, and threads, wait in one queue."""
     limiter = CapacityLimiter(1)
     limiter.acquire_on_behalf_of_nowait("test")
     order: list[int] = []
@@ -134,17 +135,11 @@ def test_first_come_first_served_over_loops_and_threads(left: TestLoop, right: T
         with limiter.sync:
             order.append(number)
 
-    pending: list[Any] = []
-    for number in range(9):
-        if number % 3 == 0:
-            pending.append(TestThread(thread, number))
-        else:
-            pending.append((left if number % 3 == 1 else right).spawn(task, number))
-        until(lambda count=number + 1: waiting(limiter) == count)  # type: ignore[misc]
+    pending = queue_up(left, right, task, thread, lambda: waiting(limiter))
     limiter.release_on_behalf_of("test")
     for one in pending:
         one.result()
-    assert order == list(range(9))
+    assert order == list(range(8))
     assert limiter.borrowed_tokens == 0
 
 
@@ -164,8 +159,10 @@ def test_a_newcomer_does_not_overtake_those_who_wait(left: TestLoop) -> None:
     assert limiter.borrowed_tokens == 0
 
 
-@pytest.mark.parametrize("first", ["release", "cancel"])
-def test_a_hand_over_that_meets_a_cancellation_goes_to_the_next(left: TestLoop, right: TestLoop, first: str) -> None:
+@pytest.mark.parametrize("cancelled_first", [False, True])
+def test_a_hand_over_that_meets_a_cancellation_goes_to_the_next(
+    left: TestLoop, right: TestLoop, cancelled_first: bool
+) -> None:
     """Both happen before the waiter can run, in either order: it ends cancelled and the next has the token."""
     limiter = CapacityLimiter(1)
     limiter.acquire_on_behalf_of_nowait("test")
@@ -173,15 +170,7 @@ def test_a_hand_over_that_meets_a_cancellation_goes_to_the_next(left: TestLoop, 
     left.wait_all_blocked()
     following = right.spawn(limiter.acquire_on_behalf_of, "following")
     right.wait_all_blocked()
-    with left.paused():
-        if first == "release":
-            limiter.release_on_behalf_of("test")
-            doomed.cancel()
-        else:
-            doomed.cancel()
-            limiter.release_on_behalf_of("test")
-    with pytest.raises(asyncio.CancelledError):
-        doomed.result(30)
+    cancel_amid(left, doomed, lambda: limiter.release_on_behalf_of("test"), cancelled_first)
     following.result(30)
     assert list(limiter._entries) == ["following"]
     limiter.release_on_behalf_of("following")
@@ -307,6 +296,26 @@ def test_a_task_that_borrows_is_not_kept() -> None:
     asyncio.run(main())
 
 
+def test_each_task_of_trio_is_a_borrower() -> None:
+    """Not the thread that runs them all."""
+    limiter = CapacityLimiter(2)
+
+    async def borrow(both: trio.Event) -> None:
+        async with limiter:
+            if limiter.borrowed_tokens == 2:
+                both.set()
+            await both.wait()
+
+    async def main() -> None:
+        both = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(borrow, both)
+            nursery.start_soon(borrow, both)
+
+    TestThread(trio.run, main).result()
+    assert limiter.borrowed_tokens == 0
+
+
 # The face for threads
 
 
@@ -357,104 +366,28 @@ def test_a_timeout_that_makes_no_sense_is_refused(blocking: bool, timeout: float
 # Random races
 
 
-class Race:
-    """Tasks on loops and threads that borrow, give up, and change the total, at random; every token is counted."""
-
-    def __init__(self, rng: random.Random, seconds: float) -> None:
-        self.limiter = CapacityLimiter(2)
-        self.rng = rng
-        self.end = time.monotonic() + seconds
-        self.lock = threading.Lock()
-        self.inside = 0  # guarded by lock
-        self.most = 0
-        self.served = 0
-
-    def enter(self) -> None:
-        with self.lock:
-            self.inside += 1
-            self.served += 1
-            self.most = max(self.most, self.inside)
-
-    def leave(self) -> None:
-        with self.lock:
-            self.inside -= 1
-
-    async def task(self, seed: int) -> None:
-        rng = random.Random(seed)
-        while time.monotonic() < self.end:
-            try:
-                async with asyncio.timeout(rng.choice([0, 0.0002, 0.001, None])):
-                    async with self.limiter:
-                        self.enter()
-                        try:
-                            await asyncio.sleep(rng.choice([0, 0, 0.0003]))
-                        finally:
-                            self.leave()
-            except TimeoutError:
-                await asyncio.sleep(0)
-
-    def thread(self, seed: int) -> None:
-        rng = random.Random(seed)
-        while time.monotonic() < self.end:
-            if self.limiter.sync.acquire(timeout=rng.choice([0, 0.0002, 0.001, -1])):
-                self.enter()
-                self.leave()
-                self.limiter.sync.release()
-
-    def change(self, seed: int) -> None:
-        rng = random.Random(seed)
-        turn = threading.Event()
-        while time.monotonic() < self.end:
-            self.limiter.total_tokens = rng.randint(1, 3)
-            turn.wait(0.001)
-
-    def run(self) -> None:
-        seeds = iter(self.rng.sample(range(1 << 30), 40))
-        with polyloop.Runtime(loops=3, steal=False) as runtime:
-            tasks = [runtime.spawn(self.task, next(seeds), on=worker) for worker in runtime.workers for _ in range(6)]
-            threads = [TestThread(self.thread, next(seeds), timeout=600) for _ in range(3)]
-            threads.append(TestThread(self.change, next(seeds), timeout=600))
-            for task in tasks:
-                task.result()
-            for thread in threads:
-                thread.result()
-
-
-def check_race(rng: random.Random, seconds: float) -> None:
-    race = Race(rng, seconds)
-    race.run()
-    limiter = race.limiter
-    assert (limiter.borrowed_tokens, waiting(limiter), race.inside) == (0, 0, 0)
-    assert race.most <= 3
-    assert race.served > 100
-
-
+@short_and_long
 def test_no_token_is_lost_in_a_random_race(rng: random.Random, seconds: float) -> None:
-    """One second of it."""
-    check_race(rng, seconds)
+    """Tasks on loops and threads that borrow, give up, and change the total, at random."""
+    limiter, room = CapacityLimiter(2), Room()
+    turn = threading.Event()
 
-
-@pytest.mark.stress
-def test_no_token_is_lost_in_a_long_random_race(rng: random.Random, seconds: float) -> None:
-    """The same, for as long as POLYLOOP_STRESS_SECONDS says."""
-    check_race(rng, seconds)
-
-
-def test_each_task_of_trio_is_a_borrower() -> None:
-    """Not the thread that runs them all."""
-    limiter = CapacityLimiter(2)
-
-    async def borrow(both: trio.Event) -> None:
+    async def task(own: random.Random) -> None:
         async with limiter:
-            if limiter.borrowed_tokens == 2:
-                both.set()
-            await both.wait()
+            with room:
+                await asyncio.sleep(own.choice([0, 0, 0.0003]))
 
-    async def main() -> None:
-        both = trio.Event()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(borrow, both)
-            nursery.start_soon(borrow, both)
+    def thread(own: random.Random) -> None:
+        if limiter.sync.acquire(timeout=tiny(own)):
+            with room:
+                pass
+            limiter.sync.release()
 
-    TestThread(trio.run, main).result()
-    assert limiter.borrowed_tokens == 0
+    def change(own: random.Random) -> None:
+        limiter.total_tokens = own.randint(1, 3)
+        turn.wait(0.001)
+
+    race(rng, seconds, task, [thread, thread, thread, change], loops=3)
+    assert (limiter.borrowed_tokens, waiting(limiter), room.inside) == (0, 0, 0)
+    assert room.most <= 3
+    assert room.visits > 100

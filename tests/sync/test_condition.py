@@ -3,12 +3,11 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
-from tests.helpers import in_trio, park_on_a_dead_loop, until
+from tests.helpers import cancel_amid, in_trio, park_on_a_dead_loop, queue_up, until
 
 from polyloop import BlockingCallError, Condition, Lock, RLock
 from polyloop.testing import Interleaving, TestLoop, TestThread, explore
@@ -53,16 +52,7 @@ def test_who_waits_is_notified_in_the_order_of_coming(left: TestLoop, right: Tes
             condition.sync.wait()
             order.append(number)
 
-    starts: list[Callable[[int], Any]] = [
-        lambda number: left.spawn(task, number),
-        lambda number: TestThread(thread, number),
-        lambda number: right.spawn(task, number),
-        lambda number: in_trio(task, number),
-    ]
-    pending: list[Any] = []
-    for number in range(8):
-        pending.append(starts[number % 4](number))
-        until(lambda count=number + 1: waiting(condition) == count)  # type: ignore[misc]
+    pending = queue_up(left, right, task, thread, lambda: waiting(condition))
     assert repr(condition).endswith("[unlocked, waiters:8]>")
     for number in range(3):
         notify(condition)
@@ -195,24 +185,16 @@ def test_an_rlock_is_released_to_the_last_and_taken_as_often_again(left: TestLoo
 # Who gives up
 
 
-@pytest.mark.parametrize("first", ["notify", "cancel"])
+@pytest.mark.parametrize("cancelled_first", [False, True])
 def test_a_cancelled_waiter_passes_its_notification_on(
-    left: TestLoop, right: TestLoop, condition: Condition, first: str
+    left: TestLoop, right: TestLoop, condition: Condition, cancelled_first: bool
 ) -> None:
     """Notified and cancelled before it can run, in either order: the next is notified."""
     doomed = left.spawn(wait, condition)
     left.wait_all_blocked()
     following = right.spawn(wait, condition)
     right.wait_all_blocked()
-    with left.paused():
-        if first == "notify":
-            notify(condition)
-            doomed.cancel()
-        else:
-            doomed.cancel()
-            notify(condition)
-    with pytest.raises(asyncio.CancelledError):
-        doomed.result()
+    cancel_amid(left, doomed, lambda: notify(condition), cancelled_first)
     assert following.result()
     assert (condition.locked(), waiting(condition)) == (False, 0)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trio
-from tests.helpers import in_trio, park_on_a_dead_loop, until
+from tests.helpers import cancel_amid, in_trio, park_on_a_dead_loop, until
 
 from polyloop import BlockingCallError, Event
 from polyloop.testing import Interleaving, TestLoop, TestThread, explore
@@ -85,23 +85,15 @@ def test_a_wait_of_a_thread_can_be_limited() -> None:
     assert waiting(event) == 0
 
 
-@pytest.mark.parametrize("first", ["set", "cancel"])
-def test_a_cancelled_waiter_holds_nobody_up(left: TestLoop, right: TestLoop, first: str) -> None:
+@pytest.mark.parametrize("cancelled_first", [False, True])
+def test_a_cancelled_waiter_holds_nobody_up(left: TestLoop, right: TestLoop, cancelled_first: bool) -> None:
     """Whether it was woken before that or not."""
     event = Event()
     doomed = left.spawn(event.wait)
     left.wait_all_blocked()
     other = right.spawn(event.wait)
     right.wait_all_blocked()
-    with left.paused():
-        if first == "set":
-            event.set()
-            doomed.cancel()
-        else:
-            doomed.cancel()
-            event.set()
-    with pytest.raises(asyncio.CancelledError):
-        doomed.result()
+    cancel_amid(left, doomed, event.set, cancelled_first)
     assert other.result()
     assert waiting(event) == 0
 

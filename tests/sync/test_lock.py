@@ -5,15 +5,13 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import trio
 import trio.testing
-from tests.helpers import in_trio, park_on_a_dead_loop, until
+from tests.helpers import cancel_amid, in_trio, one_of_three_is_cancelled, park_on_a_dead_loop, queue_up, until
+from tests.sync.races import race, short_and_long, tiny
 
-import polyloop
 from polyloop import BlockingCallError, DeadlockError, Lock, RLock
 from polyloop.testing import Interleaving, TestLoop, TestThread, explore
 
@@ -67,16 +65,7 @@ def test_tasks_of_all_loops_and_threads_take_turns(left: TestLoop, right: TestLo
         with lock.sync:
             order.append(number)
 
-    starts: list[Callable[[int], Any]] = [
-        lambda number: left.spawn(task, number),
-        lambda number: TestThread(thread, number),
-        lambda number: right.spawn(task, number),
-        lambda number: in_trio(task, number),
-    ]
-    pending: list[Any] = []
-    for number in range(8):
-        pending.append(starts[number % 4](number))
-        until(lambda count=number + 1: waiting(lock) == count)  # type: ignore[misc]
+    pending = queue_up(left, right, task, thread, lambda: waiting(lock))
     assert lock.locked()
     assert f"[locked, waiters:{len(pending)}]>" in repr(lock)
     holder.release()
@@ -108,8 +97,10 @@ def test_a_newcomer_does_not_overtake(left: TestLoop, lock: Lock | RLock) -> Non
     assert not lock.locked()
 
 
-@pytest.mark.parametrize("first", ["release", "cancel"])
-def test_a_cancelled_waiter_passes_the_lock_on(left: TestLoop, right: TestLoop, lock: Lock | RLock, first: str) -> None:
+@pytest.mark.parametrize("cancelled_first", [False, True])
+def test_a_cancelled_waiter_passes_the_lock_on(
+    left: TestLoop, right: TestLoop, lock: Lock | RLock, cancelled_first: bool
+) -> None:
     """Handed over and cancelled before it can run, in either order: it ends cancelled, the next has the lock."""
     holder = Holder(lock)
 
@@ -121,15 +112,7 @@ def test_a_cancelled_waiter_passes_the_lock_on(left: TestLoop, right: TestLoop, 
     left.wait_all_blocked()
     following = right.spawn(task)
     right.wait_all_blocked()
-    with left.paused():
-        if first == "release":
-            holder.release()
-            doomed.cancel()
-        else:
-            doomed.cancel()
-            holder.release()
-    with pytest.raises(asyncio.CancelledError):
-        doomed.result()
+    cancel_amid(left, doomed, holder.release, cancelled_first)
     following.result()
     assert (lock.locked(), waiting(lock)) == (False, 0)
 
@@ -422,86 +405,39 @@ def test_one_at_a_time_in_every_order(kind: type[Lock | RLock]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_cancellation_at_any_moment_loses_no_lock(kind: type[Lock | RLock]) -> None:
+def test_a_cancellation_at_any_moment_loses_no_lock(kind: Callable[[], Lock | RLock]) -> None:
     """Between two others: whether it had the lock or not, the last one gets it."""
 
-    def scenario(it: Interleaving) -> None:
-        lock = kind()
+    def free(lock: Lock | RLock) -> bool:
+        return not lock.locked() and not waiting(lock)
 
-        async def task() -> None:
-            async with lock:
-                pass
-
-        def thread() -> None:
-            with lock.sync:
-                pass
-
-        it.thread(thread)
-        doomed = it.coroutine(task)
-        it.thread(doomed.cancel)
-        it.thread(thread)
-
-        def check() -> None:
-            assert (lock.locked(), waiting(lock)) == (False, 0)
-
-        it.check(check)
-
+    scenario = one_of_three_is_cancelled(kind, lambda lock: (lock, lock.sync), free)
     explore(scenario, preemptions=1, schedules=800)
     explore(scenario, seed=2, schedules=80)
 
 
-class Race:
-    """Tasks and threads that take a lock, or give up, at random; who is inside is counted."""
+@short_and_long
+def test_the_lock_is_not_lost_in_a_random_race(lock: Lock | RLock, rng: random.Random, seconds: float) -> None:
+    """Tasks and threads that take it, or give up, at random."""
+    inside = served = 0  # guarded by the lock under test
 
-    def __init__(self, lock: Lock | RLock, rng: random.Random, seconds: float) -> None:
-        self.lock = lock
-        self.rng = rng
-        self.end = time.monotonic() + seconds
-        self.inside = self.served = 0  # guarded by the lock under test
+    def use() -> None:
+        nonlocal inside, served
+        inside += 1
+        served += 1
+        assert inside == 1
+        inside -= 1
 
-    def use(self) -> None:
-        self.inside += 1
-        self.served += 1
-        assert self.inside == 1
-        self.inside -= 1
+    async def task(own: random.Random) -> None:
+        async with lock:
+            use()
+            await asyncio.sleep(0)
 
-    async def task(self, seed: int) -> None:
-        rng = random.Random(seed)
-        while time.monotonic() < self.end:
-            try:
-                async with asyncio.timeout(rng.choice([0, 0.0002, 0.001, None])):
-                    async with self.lock:
-                        self.use()
-                        await asyncio.sleep(0)
-            except TimeoutError:
-                await asyncio.sleep(0)
+    def thread(own: random.Random) -> None:
+        if lock.sync.acquire(timeout=tiny(own)):
+            use()
+            lock.sync.release()
 
-    def thread(self, seed: int) -> None:
-        rng = random.Random(seed)
-        while time.monotonic() < self.end:
-            if self.lock.sync.acquire(timeout=rng.choice([0, 0.0002, 0.001, -1])):
-                self.use()
-                self.lock.sync.release()
-
-    def run(self) -> None:
-        seeds = iter(self.rng.sample(range(1 << 30), 40))
-        with polyloop.Runtime(loops=2, steal=False) as runtime:
-            pending: list[Any] = [
-                runtime.spawn(self.task, next(seeds), on=worker) for worker in runtime.workers for _ in range(5)
-            ]
-            pending += [TestThread(self.thread, next(seeds), timeout=600) for _ in range(2)]
-            for one in pending:
-                one.result()
-        assert (self.lock.locked(), waiting(self.lock)) == (False, 0)
-        assert self.served > 100
-
-
-def test_the_lock_is_not_lost_in_a_random_race(lock: Lock | RLock, rng: random.Random) -> None:
-    """Half a second of it."""
-    Race(lock, rng, 0.5).run()
-
-
-@pytest.mark.stress
-def test_the_lock_is_not_lost_in_a_long_random_race(lock: Lock | RLock, rng: random.Random, seconds: float) -> None:
-    """The same, for as long as POLYLOOP_STRESS_SECONDS says."""
-    Race(lock, rng, seconds).run()
+    race(rng, seconds, task, [thread] * 2)
+    assert (lock.locked(), waiting(lock)) == (False, 0)
+    assert served > 100

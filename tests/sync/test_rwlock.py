@@ -3,13 +3,12 @@
 import asyncio
 import random
 import threading
-import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.helpers import in_trio, park_on_a_dead_loop, until
+from tests.helpers import cancel_amid, in_trio, one_of_three_is_cancelled, park_on_a_dead_loop, queue_up, until
+from tests.sync.races import race, short_and_long, tiny
 
 import polyloop
 from polyloop import DeadlockError
@@ -69,33 +68,26 @@ def test_the_rule_of_order() -> None:
 def test_phases_over_loops_and_threads(left: TestLoop, right: TestLoop) -> None:
     """A reader in; then come W1, R2, R3, W4, R5 as tasks of loops and of trio, and threads: they enter as they came."""
     rwlock = RWLock()
+    names = ["W1", "R2", "R3", "W4", "R5"]
     entered: list[str] = []
     together = polyloop.Barrier(2)
 
-    async def task(name: str) -> None:
+    async def task(number: int) -> None:
+        name = names[number]
         async with rwlock.write if name[0] == "W" else rwlock.read:
             entered.append(name)
             if name in ("R2", "R3"):
                 await together.wait()  # both are in at once
 
-    def thread(name: str) -> None:
+    def thread(number: int) -> None:
+        name = names[number]
         with rwlock.sync.write if name[0] == "W" else rwlock.sync.read:
             entered.append(name)
             if name in ("R2", "R3"):
                 together.sync.wait()
 
     assert rwlock.acquire_read_nowait()
-    pending: list[Any] = []
-    starts: list[Callable[[str], Any]] = [
-        lambda name: left.spawn(task, name),
-        lambda name: TestThread(thread, name),
-        lambda name: right.spawn(task, name),
-        lambda name: in_trio(task, name),
-        lambda name: TestThread(thread, name),
-    ]
-    for number, (name, start) in enumerate(zip(["W1", "R2", "R3", "W4", "R5"], starts, strict=True), 1):
-        pending.append(start(name))
-        until(lambda number=number: waiting(rwlock) == number)  # type: ignore[misc]
+    pending = queue_up(left, right, task, thread, lambda: waiting(rwlock), len(names))
     assert entered == []
     rwlock.release_read()
     for one in pending:
@@ -188,10 +180,10 @@ def test_a_writer_out_of_time_lets_the_readers_behind_it_in() -> None:
 # Races
 
 
-@pytest.mark.parametrize("first", ["release", "cancel"])
+@pytest.mark.parametrize("cancelled_first", [False, True])
 @pytest.mark.parametrize("side", ["read", "write"])
 def test_a_cancellation_that_meets_the_admission_lets_the_next_in(
-    left: TestLoop, right: TestLoop, side: str, first: str
+    left: TestLoop, right: TestLoop, side: str, cancelled_first: bool
 ) -> None:
     """Both happen before the waiter can run, in either order: it ends cancelled and does not hold the lock."""
     rwlock = RWLock()
@@ -205,15 +197,7 @@ def test_a_cancellation_that_meets_the_admission_lets_the_next_in(
 
     following = right.spawn(write)
     until(lambda: waiting(rwlock) == 2)
-    with left.paused():
-        if first == "release":
-            rwlock.release_write()
-            doomed.cancel()
-        else:
-            doomed.cancel()
-            rwlock.release_write()
-    with pytest.raises(asyncio.CancelledError):
-        doomed.result()
+    cancel_amid(left, doomed, rwlock.release_write, cancelled_first)
     following.result()
     assert idle(rwlock)
 
@@ -448,100 +432,42 @@ def test_readers_and_writers_exclude_each_other_in_every_order() -> None:
 
 def test_a_cancellation_at_any_moment_loses_nobody() -> None:
     """A writer in the line between two others; whether it was let in or not, the last one gets its turn."""
-
-    def scenario(it: Interleaving) -> None:
-        rwlock = RWLock()
-
-        def write() -> None:
-            with rwlock.sync.write:
-                pass
-
-        async def doom() -> None:
-            async with rwlock.write:
-                pass
-
-        it.thread(write)
-        doomed = it.coroutine(doom)
-        it.thread(doomed.cancel)
-        it.thread(write)
-
-        def check() -> None:
-            assert idle(rwlock)
-
-        it.check(check)
-
+    scenario = one_of_three_is_cancelled(RWLock, lambda rwlock: (rwlock.write, rwlock.sync.write), idle)
     explore(scenario, preemptions=1, schedules=500)
     explore(scenario, seed=4, schedules=50)
 
 
-class Race:
-    """Readers and writers on loops and threads that give up at random; who is in is counted."""
-
-    def __init__(self, rng: random.Random, seconds: float) -> None:
-        self.rwlock = RWLock()
-        self.rng = rng
-        self.end = time.monotonic() + seconds
-        self.lock = threading.Lock()
-        self.readers = self.writers = 0  # guarded by lock
-        self.served: dict[bool, int] = {False: 0, True: 0}
-
-    def use(self, writes: bool) -> None:
-        with self.lock:
-            self.readers += not writes
-            self.writers += writes
-            self.served[writes] += 1
-            assert self.writers == 0 or (self.writers, self.readers) == (1, 0)
-        with self.lock:
-            self.readers -= not writes
-            self.writers -= writes
-
-    async def task(self, seed: int) -> None:
-        rng = random.Random(seed)
-        while time.monotonic() < self.end:
-            writes = rng.random() < 0.3
-            try:
-                async with asyncio.timeout(rng.choice([0, 0.0002, 0.001, None])):
-                    async with self.rwlock.write if writes else self.rwlock.read:
-                        self.use(writes)
-                        if writes and rng.random() < 0.2:
-                            self.rwlock.downgrade()
-                        await asyncio.sleep(0)
-            except TimeoutError:
-                await asyncio.sleep(0)
-
-    def thread(self, seed: int) -> None:
-        rng = random.Random(seed)
-        while time.monotonic() < self.end:
-            writes = rng.random() < 0.3
-            side = self.rwlock.sync.write if writes else self.rwlock.sync.read
-            if side.acquire(timeout=rng.choice([0, 0.0002, 0.001, -1])):
-                self.use(writes)
-                side.release()
-
-    def run(self) -> None:
-        seeds = iter(self.rng.sample(range(1 << 30), 40))
-        with polyloop.Runtime(loops=2, steal=False) as runtime:
-            tasks = [runtime.spawn(self.task, next(seeds), on=worker) for worker in runtime.workers for _ in range(6)]
-            threads = [TestThread(self.thread, next(seeds), timeout=600) for _ in range(3)]
-            for task in tasks:
-                task.result()
-            for thread in threads:
-                thread.result()
-
-
-def check_race(rng: random.Random, seconds: float) -> None:
-    race = Race(rng, seconds)
-    race.run()
-    assert idle(race.rwlock)
-    assert min(race.served.values()) > 20
-
-
+@short_and_long
 def test_nobody_is_lost_in_a_random_race(rng: random.Random, seconds: float) -> None:
-    """One second of it."""
-    check_race(rng, seconds)
+    """Readers and writers on loops and threads that give up at random; who is in is counted."""
+    rwlock = RWLock()
+    guard = threading.Lock()
+    inside = {False: 0, True: 0}  # readers and writers; both guarded by guard
+    served = {False: 0, True: 0}
 
+    def use(writes: bool) -> None:
+        with guard:
+            inside[writes] += 1
+            served[writes] += 1
+            assert inside[True] == 0 or (inside[True], inside[False]) == (1, 0)
+        with guard:
+            inside[writes] -= 1
 
-@pytest.mark.stress
-def test_nobody_is_lost_in_a_long_random_race(rng: random.Random, seconds: float) -> None:
-    """The same, for as long as POLYLOOP_STRESS_SECONDS says."""
-    check_race(rng, seconds)
+    async def task(own: random.Random) -> None:
+        writes = own.random() < 0.3
+        async with rwlock.write if writes else rwlock.read:
+            use(writes)
+            if writes and own.random() < 0.2:
+                rwlock.downgrade()
+            await asyncio.sleep(0)
+
+    def thread(own: random.Random) -> None:
+        writes = own.random() < 0.3
+        side = rwlock.sync.write if writes else rwlock.sync.read
+        if side.acquire(timeout=tiny(own)):
+            use(writes)
+            side.release()
+
+    race(rng, seconds, task, [thread] * 3)
+    assert idle(rwlock)
+    assert min(served.values()) > 20

@@ -2,18 +2,16 @@
 
 import asyncio
 import random
-import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
-from tests.helpers import in_trio, park_on_a_dead_loop, until
+from tests.helpers import cancel_amid, in_trio, one_of_three_is_cancelled, park_on_a_dead_loop, queue_up, until
+from tests.sync.races import Room, race, short_and_long, tiny
 
-import polyloop
 from polyloop import BlockingCallError, BoundedSemaphore, Semaphore
-from polyloop.testing import Interleaving, TestLoop, TestThread, explore
+from polyloop.testing import TestLoop, TestThread, explore
 
 KINDS = [Semaphore, BoundedSemaphore]
 
@@ -97,16 +95,7 @@ def test_tasks_of_all_loops_and_threads_take_turns(left: TestLoop, right: TestLo
         with semaphore.sync:
             order.append(number)
 
-    starts: list[Callable[[int], Any]] = [
-        lambda number: left.spawn(task, number),
-        lambda number: TestThread(thread, number),
-        lambda number: right.spawn(task, number),
-        lambda number: in_trio(task, number),
-    ]
-    pending: list[Any] = []
-    for number in range(8):
-        pending.append(starts[number % 4](number))
-        until(lambda count=number + 1: waiting(semaphore) == count)  # type: ignore[misc]
+    pending = queue_up(left, right, task, thread, lambda: waiting(semaphore))
     assert repr(semaphore).endswith("[locked, waiters:8]>")
     semaphore.release()
     for one in pending:
@@ -144,9 +133,9 @@ def test_a_newcomer_does_not_overtake(left: TestLoop, kind: type[Semaphore]) -> 
     assert semaphore.value == 1
 
 
-@pytest.mark.parametrize("first", ["release", "cancel"])
+@pytest.mark.parametrize("cancelled_first", [False, True])
 def test_a_cancelled_waiter_passes_its_permit_on(
-    left: TestLoop, right: TestLoop, kind: type[Semaphore], first: str
+    left: TestLoop, right: TestLoop, kind: type[Semaphore], cancelled_first: bool
 ) -> None:
     """Handed over and cancelled before it can run, in either order."""
     semaphore = kind(1)
@@ -155,15 +144,7 @@ def test_a_cancelled_waiter_passes_its_permit_on(
     left.wait_all_blocked()
     following = right.spawn(semaphore.acquire)
     right.wait_all_blocked()
-    with left.paused():
-        if first == "release":
-            semaphore.release()
-            doomed.cancel()
-        else:
-            doomed.cancel()
-            semaphore.release()
-    with pytest.raises(asyncio.CancelledError):
-        doomed.result()
+    cancel_amid(left, doomed, semaphore.release, cancelled_first)
     assert following.result()
     semaphore.release()
     assert (semaphore.value, waiting(semaphore)) == (1, 0)
@@ -226,86 +207,35 @@ def test_a_loop_is_not_blocked(left: TestLoop, kind: type[Semaphore]) -> None:
     assert semaphore.value == 1
 
 
-@pytest.mark.parametrize("first", KINDS)
-def test_no_permit_is_lost_in_any_order(first: type[Semaphore]) -> None:
+def test_no_permit_is_lost_in_any_order(kind: type[Semaphore]) -> None:
     """Two that take and give, and one that is cancelled at any moment, over one permit."""
 
-    def scenario(it: Interleaving) -> None:
-        semaphore = first(1)
+    def free(semaphore: Semaphore) -> bool:
+        return (semaphore.value, waiting(semaphore)) == (1, 0)
 
-        async def task() -> None:
-            async with semaphore:
-                pass
-
-        def thread() -> None:
-            with semaphore.sync:
-                pass
-
-        it.thread(thread)
-        doomed = it.coroutine(task)
-        it.thread(doomed.cancel)
-        it.thread(thread)
-
-        def check() -> None:
-            assert (semaphore.value, waiting(semaphore)) == (1, 0)
-
-        it.check(check)
-
+    scenario = one_of_three_is_cancelled(lambda: kind(1), lambda semaphore: (semaphore, semaphore.sync), free)
     explore(scenario, preemptions=1, schedules=600)
     explore(scenario, seed=2, schedules=60)
 
 
-def check_race(semaphore: Semaphore, rng: random.Random, seconds: float) -> None:
-    """Tasks and threads that take permits, or give up, at random; who is inside is counted."""
-    end = time.monotonic() + seconds
-    lock = threading.Lock()
-    inside = served = most = 0  # guarded by lock
+@short_and_long
+def test_no_permit_is_lost_in_a_random_race(kind: type[Semaphore], rng: random.Random, seconds: float) -> None:
+    """Tasks and threads that take permits, or give up, at random."""
+    semaphore, room = kind(2), Room()
 
-    def use(entered: int) -> None:
-        nonlocal inside, served, most
-        with lock:
-            inside += entered
-            served += 1
-            most = max(most, inside)
+    async def task(own: random.Random) -> None:
+        async with semaphore:
+            with room:
+                pass
+            await asyncio.sleep(0)
 
-    async def task(seed: int) -> None:
-        mine = random.Random(seed)
-        while time.monotonic() < end:
-            try:
-                async with asyncio.timeout(mine.choice([0, 0.0002, 0.001, None])), semaphore:
-                    use(1)
-                    use(-1)
-                    await asyncio.sleep(0)
-            except TimeoutError:
-                await asyncio.sleep(0)
+    def thread(own: random.Random) -> None:
+        if semaphore.sync.acquire(timeout=tiny(own)):
+            with room:
+                pass
+            semaphore.sync.release()
 
-    def thread(seed: int) -> None:
-        mine = random.Random(seed)
-        while time.monotonic() < end:
-            if semaphore.sync.acquire(timeout=mine.choice([0, 0.0002, 0.001, None])):
-                use(1)
-                use(-1)
-                semaphore.sync.release()
-
-    seeds = iter(rng.sample(range(1 << 30), 40))
-    with polyloop.Runtime(loops=2, steal=False) as runtime:
-        pending: list[Any] = [
-            runtime.spawn(task, next(seeds), on=worker) for worker in runtime.workers for _ in range(5)
-        ]
-        pending += [TestThread(thread, next(seeds), timeout=600) for _ in range(2)]
-        for one in pending:
-            one.result()
-    assert (inside, semaphore.value, waiting(semaphore)) == (0, 2, 0)
-    assert most <= 2
-    assert served > 100
-
-
-def test_no_permit_is_lost_in_a_random_race(kind: type[Semaphore], rng: random.Random) -> None:
-    """Half a second of it."""
-    check_race(kind(2), rng, 0.5)
-
-
-@pytest.mark.stress
-def test_no_permit_is_lost_in_a_long_random_race(kind: type[Semaphore], rng: random.Random, seconds: float) -> None:
-    """The same, for as long as POLYLOOP_STRESS_SECONDS says."""
-    check_race(kind(2), rng, seconds)
+    race(rng, seconds, task, [thread] * 2)
+    assert (room.inside, semaphore.value, waiting(semaphore)) == (0, 2, 0)
+    assert room.most <= 2
+    assert room.visits > 100
