@@ -103,6 +103,11 @@ def park_on_a_dead_loop(fn: Callable[[], Coroutine[Any, Any, object]]) -> Corout
     return TestThread(abandon).result()
 
 
+def equal(left: object, right: object) -> None:
+    """Assert that both are equal: for a lambda."""
+    assert left == right
+
+
 def one_of_three_is_cancelled[P](
     make: Callable[[], P],
     faces: Callable[[P], tuple[AbstractAsyncContextManager[object], AbstractContextManager[object]]],

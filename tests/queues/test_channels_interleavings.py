@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from tests.helpers import explore_for_longer
+from tests.helpers import equal, explore_for_longer
 
 from polyloop import Queue, QueueEmpty, QueueShutDown, SimpleQueue
 from polyloop.queues import (
@@ -28,10 +28,6 @@ from polyloop.testing import Interleaving, explore
 
 #: Schedules with one preemption, and at random, in a test that is run all the time. The stress test runs on.
 SCHEDULES = 200
-
-
-def equal(left: object, right: object) -> None:
-    assert left == right
 
 
 def in_the_end(it: Interleaving, check: Callable[[], object], *ends: End) -> None:

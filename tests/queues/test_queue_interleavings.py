@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 
 import pytest
-from tests.helpers import explore_for_longer
+from tests.helpers import equal, explore_for_longer
 
 from polyloop import Event, LifoQueue, PriorityQueue, Queue, QueueEmpty, QueueFull, QueueShutDown, SimpleQueue
 from polyloop.queues import SyncQueue
@@ -13,10 +13,6 @@ from polyloop.testing import InterleavedTask, InterleavedThread, Interleaving, e
 
 #: Schedules in a test that is run all the time: all with one preemption where they are few. The stress test runs on.
 SCHEDULES = 250
-
-
-def equal(left: object, right: object) -> None:
-    assert left == right
 
 
 def got(side: InterleavedTask[int] | InterleavedThread[int]) -> list[int]:

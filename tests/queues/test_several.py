@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable
 
 import pytest
+from tests.helpers import equal
 
 from polyloop._core._waiting import NOTHING, Line, Nothing, block_until, wake_all, wake_next
 from polyloop.queues._several import Crowd, Standing, block_until_any, until_any
@@ -210,10 +211,6 @@ class Chooser:
 
     async def wait(self) -> int:
         return await until_any(self.standing, self.take)
-
-
-def equal(left: object, right: object) -> None:
-    assert left == right
 
 
 def woken_twice_in_vain(it: Interleaving) -> None:

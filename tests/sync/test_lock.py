@@ -5,6 +5,7 @@ import math
 import random
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import trio

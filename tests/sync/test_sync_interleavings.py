@@ -3,17 +3,13 @@
 from collections.abc import Callable
 
 import pytest
-from tests.helpers import explore_for_longer
+from tests.helpers import equal, explore_for_longer
 
 from polyloop import BoundedSemaphore, Condition, Event, Lock, RLock, Semaphore
 from polyloop.testing import Interleaving, explore
 
 #: Schedules in a test that is run all the time: all with one preemption where they are few. The stress test runs on.
 SCHEDULES = 250
-
-
-def equal(left: object, right: object) -> None:
-    assert left == right
 
 
 class Room:
