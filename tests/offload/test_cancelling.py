@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
+from tests.helpers import until
 
 import polyloop
 from polyloop import from_thread, queues, sync
@@ -34,16 +35,6 @@ def loop() -> Iterator[TestLoop]:
     """A loop of polyloop's own."""
     with TestLoop("caller") as loop:
         yield loop
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait for what another thread does next; it has nothing else to do."""
-    turn = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        turn.wait(0.01)
-    raise AssertionError("it never came to be")
 
 
 class Offloaded:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.helpers import until
 
 import polyloop
 from polyloop import from_thread
@@ -177,12 +178,8 @@ def test_the_pool_is_as_small_as_before_when_all_is_over(pool: ThreadPool) -> No
         return 1 + await polyloop.to_thread(from_thread.run, deep, left - 1) if left else 0
 
     assert polyloop.run(deep(20), loops=2) == 20
-    turn = threading.Event()
-    for _ in range(3000):
-        if pool.threads <= 2:
-            break
-        turn.wait(0.01)
-    assert (pool.threads <= 2, pool.peak) == (True, 20)
+    until(lambda: pool.threads <= 2)
+    assert pool.peak == 20
 
 
 def test_a_thread_that_waits_for_a_handle_lends_its_place_too(pool: ThreadPool) -> None:
@@ -302,11 +299,7 @@ def test_a_loop_that_has_gone_fails_the_call_instead_of_keeping_the_thread(pool:
 
     asyncio.run(main())
     gate.open()
-    turn = threading.Event()
-    for _ in range(3000):
-        if outcome:
-            break
-        turn.wait(0.01)
+    until(lambda: outcome)
     assert isinstance(outcome[0], RuntimeError)
 
 

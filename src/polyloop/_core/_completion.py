@@ -22,6 +22,7 @@ from polyloop._core._context import here, runs_a_loop
 from polyloop._core._errors import copy_exception
 from polyloop._core._parking import ThreadWaiter, refuse_on_loop_thread
 from polyloop._core._port import Port, current_port, logger
+from polyloop._core._scope import protected
 
 #: A waiter: called once, by any thread, to wake whoever waits. Must not raise.
 type Wake = Callable[[], object]
@@ -176,18 +177,25 @@ class Completion[T]:
         if timeout is not None and math.isnan(timeout):
             raise ValueError(f"'timeout' must be a number, got {timeout!r}")
         refuse_on_loop_thread(f"{self!r}{call}", "await handle")
+        if here.scope is None and here.pool is None:
+            woken = self._park(timeout)
+        else:
+            with protected(), here.pool.lending() if here.pool is not None else contextlib.nullcontext():
+                woken = self._park(timeout)  # for what may need a thread itself
+        if not woken:
+            raise TimeoutError(f"{self!r} was not done after {timeout} s")
+
+    def _park(self, timeout: float | None) -> bool:
         waiter = ThreadWaiter()
         self._add_waiter(waiter.wake)
-        pool = here.pool
         try:
-            with contextlib.nullcontext() if pool is None else pool.lending():  # what is to come may need a thread
-                woken = waiter.park(timeout)
+            woken = waiter.park(timeout)
         except BaseException:  # KeyboardInterrupt on the main thread, or the end of this thread's call
             self._drop_waiter(waiter.wake)
             raise
         if not woken:
             self._drop_waiter(waiter.wake)
-            raise TimeoutError(f"{self!r} was not done after {timeout} s")
+        return woken
 
 
 class SameCallback:

@@ -52,6 +52,12 @@ class Scope:
         if self.cancelled:
             raise asyncio.CancelledError("the call was cancelled that this thread runs")
 
+    def protect(self) -> None:
+        """Let nothing tear apart what follows; see ``offload._interrupt``. May be nested. By the thread itself."""
+
+    def unprotect(self) -> None:
+        """The end of what ``protect`` began."""
+
     @contextlib.contextmanager
     def asleep(self, sleeper: Sleeper) -> Iterator[None]:
         """Sleep in this scope; raises as ``check``, before and after."""
@@ -66,21 +72,37 @@ class Scope:
 
 
 @contextlib.contextmanager
+def protected() -> Iterator[Scope | None]:
+    """Protect the block, if this thread's call may be interrupted; gives its scope, if it runs one."""
+    scope = here.scope
+    if scope is None:
+        yield None
+        return
+    scope.protect()
+    try:
+        yield scope
+    finally:
+        scope.unprotect()
+
+
+@contextlib.contextmanager
 def shield() -> Iterator[None]:
     """Let the calling thread wait in this block although its call was, or is, cancelled.
 
-    For sync code that cleans up, and has to wait for that: everything in the block behaves as outside of any call. What
-    it waits for should be sure to come, since nobody can end the wait.
+    For sync code that cleans up, and has to wait for that: everything in the block behaves as outside of any call, and
+    no interrupt (``on_cancel="interrupt"``) arrives in it. What it waits for should be sure to come, since nobody can
+    end the wait.
 
     Thread safety: any thread; it concerns the calling one only.
 
     .. versionadded:: 0.3
     """
-    scope, here.scope = here.scope, None
-    try:
-        yield
-    finally:
-        here.scope = scope
+    with protected() as scope:
+        here.scope = None
+        try:
+            yield
+        finally:
+            here.scope = scope
 
 
 def check_cancelled() -> None:

@@ -8,7 +8,7 @@ from polyloop._core._context import here
 from polyloop._core._handle import TaskHandle
 from polyloop._core._parking import ThreadWaiter, refuse_on_loop_thread
 from polyloop._core._port import Port
-from polyloop._core._scope import check_cancelled, shield
+from polyloop._core._scope import check_cancelled, protected, shield
 from polyloop.runtime._current import current_runtime
 from polyloop.runtime._runtime import Runtime
 
@@ -40,19 +40,20 @@ def run[*Ts, T](fn: Callable[[*Ts], Coroutine[Any, Any, T]], /, *args: *Ts, runt
     """
     refuse_on_loop_thread("from_thread.run()", "await fn()")
     check_cancelled()
-    port = here.call_port
-    if runtime is not None or port is None:
-        handle = (current_runtime() if runtime is None else runtime).spawn(fn, *args)
-    else:
-        handle = _start(port, fn, args)
-    try:
-        handle._block(None, ".result()")
-    except BaseException:  # cancelled, or KeyboardInterrupt on the main thread
-        handle.cancel()
-        with shield():
+    with protected():
+        port = here.call_port
+        if runtime is not None or port is None:
+            handle = (current_runtime() if runtime is None else runtime).spawn(fn, *args)
+        else:
+            handle = _start(port, fn, args)
+        try:
             handle._block(None, ".result()")
-        raise
-    return handle._outcome()
+        except BaseException:  # cancelled, or KeyboardInterrupt on the main thread
+            handle.cancel()
+            with shield():
+                handle._block(None, ".result()")
+            raise
+        return handle._outcome()
 
 
 def _start(port: Port, fn: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> TaskHandle[Any]:
