@@ -5,7 +5,6 @@ import contextlib
 import fcntl
 import importlib.util
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -37,7 +36,9 @@ def on_client(offload: DaskOffload, method: str, *args: Any) -> Any:
 class Cluster:
     """A scheduler and its workers. Whatever a test kills, ``heal`` replaces."""
 
-    def __init__(self, folder: Path, workers: int, threads: int, allowed_failures: int) -> None:
+    def __init__(
+        self, folder: Path, workers: int, threads: int = 1, allowed_failures: int = 3, path: Path = ROOT
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
@@ -46,7 +47,7 @@ class Cluster:
         self._threads = threads
         self._started = 0
         setting = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed_failures)}
-        self._env = {**os.environ, "PYTHONPATH": str(ROOT), **setting}
+        self._env = {**os.environ, "PYTHONPATH": str(path), **setting}
         port = self.address.rpartition(":")[2]
         self.scheduler = self._start("scheduler", "--port", port, "--idle-timeout", "1 minute", "--no-show")
         self.workers = [self._start_worker() for _ in range(workers)]
@@ -69,7 +70,8 @@ class Cluster:
         alive = [worker for worker in self.workers if worker.poll() is None]
         self.workers = alive + [self._start_worker() for _ in range(self._wanted - len(alive))]
         with DaskOffload(self.address, connect_timeout=START) as offload:
-            on_client(offload, "wait_for_workers", self._wanted, START)
+            if self._wanted:
+                on_client(offload, "wait_for_workers", self._wanted, START)
 
     def kill(self, *processes: "subprocess.Popen[bytes]") -> None:
         """As the kernel does that is out of memory."""
@@ -81,10 +83,9 @@ class Cluster:
         self.kill(self.scheduler, *self.workers)
 
 
-def _cluster(folder: Path, workers: int, threads: int, allowed_failures: int) -> Iterator[Cluster]:
-    if importlib.util.find_spec("distributed") is None:
-        pytest.skip("Dask is not installed here (polyloop[dask])")
-    cluster = Cluster(folder, workers, threads, allowed_failures)
+@contextlib.contextmanager
+def running(cluster: Cluster) -> Iterator[Cluster]:
+    """Wait for a cluster that was started, and kill it in the end."""
     try:
         cluster.heal()
         yield cluster
@@ -93,8 +94,16 @@ def _cluster(folder: Path, workers: int, threads: int, allowed_failures: int) ->
 
 
 @pytest.fixture(scope="session")
-def _lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    yield from _cluster(tmp_path_factory.mktemp("cluster"), workers=2, threads=2, allowed_failures=3)
+def dask() -> None:
+    """Skips what needs Dask where it is not installed."""
+    if importlib.util.find_spec("distributed") is None:
+        pytest.skip("Dask is not installed here (polyloop[dask])")
+
+
+@pytest.fixture(scope="session")
+def _lasting(dask: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running(Cluster(tmp_path_factory.mktemp("cluster"), workers=2, threads=2)) as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -106,9 +115,10 @@ def cluster(_lasting: Cluster) -> Cluster:
 
 
 @pytest.fixture
-def doomed(tmp_path: Path) -> Iterator[Cluster]:
+def doomed(dask: None, tmp_path: Path) -> Iterator[Cluster]:
     """A cluster of its own, to be killed: one worker, one thread, and no call is tried on a second worker."""
-    yield from _cluster(tmp_path, workers=1, threads=1, allowed_failures=0)
+    with running(Cluster(tmp_path, workers=1, allowed_failures=0)) as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -146,7 +156,3 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     made = Gate(tmp_path)
     with contextlib.closing(made):
         yield made
-
-
-def kill_hard(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)

@@ -3,10 +3,11 @@
 import concurrent.futures
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from tests.distributed import jobs
-from tests.distributed.conftest import Cluster, Gate
+from tests.distributed.conftest import Cluster, Gate, running
 
 import polyloop
 from polyloop.distributed import ClusterError, ClusterLostError, DaskOffload, WorkerLostError
@@ -61,27 +62,29 @@ def test_the_loss_of_the_cluster_ends_all_calls_at_once_and_harms_nothing_here(d
         offload.submit(jobs.square, 1)
 
 
-def test_a_lost_scheduler_is_noticed_by_an_idle_executor_at_its_next_call(doomed: Cluster) -> None:
-    """Nothing was under way that could have said so."""
-    offload = DaskOffload(doomed.address)
-    assert offload.submit(jobs.square, 3).result() == 9
-    doomed.kill(doomed.scheduler)
-    with pytest.raises(ClusterLostError):
-        # The connection's end is a message too: the call may be on its way before it.
-        offload.submit(jobs.square, 3).result()
-    offload.shutdown()
-
-
-def nobody() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+def test_a_scheduler_that_cannot_run_a_call_or_dies_while_nothing_is_under_way_fails_the_call(
+    dask: None, tmp_path: Path
+) -> None:
+    """It has no polyloop; then it is gone, and the idle executor notices at its next call."""
+    (stub := tmp_path / "stub" / "polyloop").mkdir(parents=True)
+    (stub / "__init__.py").write_text("raise ModuleNotFoundError('no polyloop')")
+    with running(Cluster(tmp_path, workers=0, path=stub.parent)) as cluster:
+        offload = DaskOffload(cluster.address)
+        with pytest.raises(ClusterError, match="do the scheduler and the workers have polyloop"):
+            offload.submit(jobs.square, 1).result()
+        cluster.kill(cluster.scheduler)
+        with pytest.raises(ClusterLostError):
+            # The end of the connection is a message too: perhaps the call is on its way before it comes.
+            offload.submit(jobs.square, 3).result()
+        offload.shutdown()
 
 
 @pytest.fixture
-def dead_address() -> str:
-    pytest.importorskip("distributed", reason="Dask is not installed here (polyloop[dask])")
-    return nobody()
+def dead_address(dask: None) -> str:
+    """One where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def test_an_address_where_nobody_listens_is_named(dead_address: str) -> None:

@@ -38,7 +38,7 @@ def load() -> Dask:
     if free and _prims.gil_enabled():
         warnings.warn(
             "the import of Dask switched the GIL on: from now on threads take turns on one core; upgrade its parts"
-            " (msgpack 1.2, tornado 6.6, PyYAML 6.0.3, psutil 7.2 and MarkupSafe 3.0 do without), or set PYTHON_GIL=0",
+            " (msgpack 1.2, PyYAML 6.0.3 and later do without), or set PYTHON_GIL=0 if you know them to be safe",
             GilEnabledWarning,
             stacklevel=2,
         )

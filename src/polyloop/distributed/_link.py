@@ -219,7 +219,7 @@ class Link:
             )
         except Exception as exc:
             for call, _ in batch:
-                self._finish(call, None, ClusterError(f"Dask did not take the call of {call.name!r}: {exc!r}"))
+                self._finish(call, None, self._not_run(call, exc))
             return
         loop = asyncio.get_running_loop()
         for (call, _), future in zip(batch, futures, strict=True):
@@ -240,8 +240,7 @@ class Link:
         except self._dask.KilledWorker as exc:
             self._finish(call, None, self._worker_lost(call, exc))
         except Exception as exc:
-            exc.add_note(f"from Dask, for the call of {call.name!r}")
-            self._finish(call, None, exc)
+            self._finish(call, None, self._not_run(call, exc))
         finally:
             self._sent.pop(call, None)
 
@@ -255,6 +254,14 @@ class Link:
             self._lost("is gone")
         else:  # the cluster was restarted, or another client has cancelled it
             self._finish(call, None, ClusterError(f"the call of {call.name!r} was cancelled on the cluster: {reason}"))
+
+    def _not_run(self, call: "Call[Any]", exc: Exception) -> ClusterError:
+        error = ClusterError(
+            f"the call of {call.name!r} could not be run by the cluster at {self._offload.address}: {exc!r};"
+            " do the scheduler and the workers have polyloop, in the versions of Python and Dask that are used here?"
+        )
+        error.__cause__ = exc
+        return error
 
     def _worker_lost(self, call: "Call[Any]", exc: Any) -> WorkerLostError:
         error = WorkerLostError(
