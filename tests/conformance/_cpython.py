@@ -41,7 +41,8 @@ def copy_of(tests: str) -> Any:
         return None
     if spec is None or spec.loader is None:
         return None
-    private = importlib.util.spec_from_file_location("polyloop_conformance_" + tests.replace(".", "_"), spec.origin)
+    package, _, name = tests.rpartition(".")  # the same package: they import each other by relative names
+    private = importlib.util.spec_from_file_location(f"{package}.polyloop_conformance_{name}", spec.origin)
     assert private is not None and private.loader is not None
     module = importlib.util.module_from_spec(private)
     private.loader.exec_module(module)

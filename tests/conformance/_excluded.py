@@ -171,3 +171,34 @@ QUEUE = Exclusions(
     },
     since={("CSimpleQueueTest", "test_simplequeue_sizeof"): (3, 15)},
 )
+
+# test_concurrent_futures. Its tests for a pool of threads are those for all executors, and a few more.
+
+_BY_NAME = "tests ThreadPoolExecutor itself, by its name"
+_THREADS = (
+    "counts the threads of one executor in a private attribute; ours has none of its own, all use the process' one pool"
+)
+_EXIT = (
+    "starts a program that imports the class from concurrent.futures; and at exit ours leaves behind what runs, since"
+    " every end is bounded, while those of the standard library wait without limit"
+)
+
+EXECUTOR = Exclusions(
+    must_fail={
+        ("ThreadPoolExecutorTest", "test_default_workers"): "by default the limit is that of the process' one pool",
+        ("ThreadPoolExecutorTest", "test_saturation"): _THREADS,
+    },
+    not_run={
+        ("ThreadPoolExecutorTest", "test_idle_thread_reuse"): _THREADS,
+        ("ThreadPoolExecutorTest", "test_hang_global_shutdown_lock"): _BY_NAME,
+        ("ThreadPoolExecutorTest", "test_process_fork_from_a_threadpool"): _BY_NAME,
+    },
+)
+
+SHUTDOWN = Exclusions(
+    must_fail={
+        ("ExecutorShutdownTest", "test_interpreter_shutdown"): _EXIT,
+        ("ExecutorShutdownTest", "test_submit_after_interpreter_shutdown"): _EXIT,
+        ("ExecutorShutdownTest", "test_hang_gh83386"): _EXIT,
+    }
+)

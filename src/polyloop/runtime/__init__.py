@@ -4,6 +4,8 @@ from polyloop._core._ending import Stuck
 from polyloop._core._worker import Worker
 from polyloop.runtime import _hooks as _hooks
 from polyloop.runtime._current import current_runtime, spawn
+from polyloop.runtime._executor import RuntimeExecutor
+from polyloop.runtime._future import RuntimeFuture
 from polyloop.runtime._placement import Here, LeastLoaded, Placement, RoundRobin
 from polyloop.runtime._report import ShutdownReport
 from polyloop.runtime._run import run
@@ -15,6 +17,8 @@ __all__ = (
     "Placement",
     "RoundRobin",
     "Runtime",
+    "RuntimeExecutor",
+    "RuntimeFuture",
     "ShutdownReport",
     "Stuck",
     "Worker",

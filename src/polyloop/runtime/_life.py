@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from polyloop._core import _overdue, _prims
 from polyloop._core._completion import Completion, all_done
@@ -26,6 +26,9 @@ from polyloop._core._selftest import check_wakeups
 from polyloop._core._worker import LoopFactory, Worker
 from polyloop.runtime import _registry
 from polyloop.runtime._report import ShutdownReport
+
+if TYPE_CHECKING:
+    from polyloop.runtime._executor import RuntimeExecutor
 
 #: Seconds that a shutdown waits for tasks to end, unless the caller says otherwise.
 SHUTDOWN_TIMEOUT = 10.0
@@ -49,6 +52,10 @@ class Life:
         self._solo: Worker | None = None  # the only worker, while it runs: where to place a task is then no question
         self._forked_error: RuntimeClosedError | None = None  # set in a forked child
         self._closed = Completion[ShutdownReport]()
+        self._executors: dict[
+            RuntimeExecutor, None
+        ] = {}  # those with calls; each is entered and removed under its lock
+        self._calls_ended: list[Completion[None]] = []  # of those executors; set by the closer
 
     # Start
 
@@ -182,12 +189,18 @@ class Life:
             if state == "running":
                 self._state = "closing"
                 self._solo = None
-                return True
-            if state == "new":
+            elif state == "new":
                 self._state = "closed"
         if state == "new":
             self._closed._complete(ShutdownReport())
-        return False
+        elif state == "running":
+            refusal = RuntimeClosedError(f"the call did not come to its end: {self!r} was closed")
+            self._calls_ended = [executor._runtime_closes(refusal) for executor in list(self._executors)]
+        return state == "running"
+
+    def _ends(self, workers: Workers) -> list[Completion[Any]]:
+        """What a closer waits for: the ends of the workers, and of what executors run on threads."""
+        return [*(worker.ended for worker in workers), *self._calls_ended]
 
     def _end(self, timeout: float) -> None:
         """See the end through, on a plain thread. The caller has claimed it."""
@@ -217,12 +230,12 @@ class Life:
     def _wait_ended(self, workers: Workers, deadline: float) -> None:
         """Wait for the workers' end until a little after the deadline. A plain thread."""
         waiter = ThreadWaiter()
-        all_done(worker.ended for worker in workers)._add_waiter(waiter.wake)
+        all_done(self._ends(workers))._add_waiter(waiter.wake)
         waiter.park(max(0.0, deadline + GRACE - _prims.monotonic()))
 
     async def _workers_ended(self, deadline: float) -> None:
         """``_wait_ended`` for a thread that runs a loop."""
-        ended = all_done(worker.ended for worker in self._workers)
+        ended = all_done(self._ends(self._workers))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, deadline + GRACE - _prims.monotonic())):
                 await ended
@@ -286,6 +299,8 @@ class Life:
             worker.cut_off(error)
         for worker in self._workers:
             worker.leave_behind(error)
+        for executor in list(self._executors):
+            executor._forked(error)
         _registry.discard(self)
         self._closed._complete(ShutdownReport())
 

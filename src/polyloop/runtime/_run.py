@@ -208,14 +208,15 @@ class _Run:
 
     async def _wind_down(self, refusal: BaseException, deadline: float) -> None:
         """Worker 0's own end, and then, on its loop, the end of the others."""
-        worker, others = self._worker, self._running()
+        worker = self._worker
         await worker.wind_down(refusal, deadline)
-        while not all(other.ended.done() for other in others):
+        others = self._runtime._ends(self._running())
+        while not all(other.done() for other in others):
             left = min(deadline, worker.wind_down_by) + GRACE - _prims.monotonic()
             if left <= 0:
                 return  # _finish_end names them
             try:
                 async with asyncio.timeout(left):
-                    await all_done(other.ended for other in others)
+                    await all_done(others)
             except (TimeoutError, asyncio.CancelledError):
                 continue

@@ -20,6 +20,7 @@ from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._port import Port
 from polyloop._core._spin import spin_ns_for
 from polyloop._core._worker import LoopFactory, Worker
+from polyloop.runtime._executor import RuntimeExecutor
 from polyloop.runtime._life import SHUTDOWN_TIMEOUT, Life
 from polyloop.runtime._placement import Placement, PlacementName
 from polyloop.runtime._routing import On, Router
@@ -225,6 +226,21 @@ class Runtime(Life):
                 handle.cancel()
                 handle._block(None, ".run()")
             raise
+
+    def as_executor(self, max_workers: int | None = None) -> RuntimeExecutor:
+        """A ``concurrent.futures.Executor`` over this runtime, for code that takes one.
+
+        Args:
+            max_workers: Most sync functions that it runs at once; by default the process-wide pool's limit applies.
+        Returns:
+            A new executor. Shutting it down leaves the runtime, and other executors over it, as they are.
+        Raises:
+            ValueError: ``max_workers`` is below 1.
+        Thread safety: any thread; the runtime need not have been started.
+
+        .. versionadded:: 0.3
+        """
+        return RuntimeExecutor(self, max_workers)
 
 
 def default_loops() -> int:
