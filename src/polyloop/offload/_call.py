@@ -46,7 +46,7 @@ class Call[T](Completion[T]):
         self.port = port
         self._scope = Scope()
         self._outcome_here: tuple[T | None, BaseException | None] = (None, None)
-        self._tokens: list[tuple[CapacityLimiter, Any]] = []  # what this call owes to a limiter, if anything
+        self._tokens: list[tuple[CapacityLimiter, Any]] = []  # what this call owes to limiters: one, as a rule, or none
 
     def __repr__(self) -> str:
         return f"<call of {self.name!r}>"
@@ -98,12 +98,14 @@ class Call[T](Completion[T]):
         self._tokens.append((limiter, await limiter._borrow()))
 
     def give_token_back(self) -> None:
-        """Return the limiter's token, if this call still holds one."""
-        try:
-            limiter, token = self._tokens.pop()  # atomic: of the thread and the canceller one returns it
-        except IndexError:
-            return
-        limiter._give_back(token)
+        """Return the limiters' tokens that this call still holds."""
+        tokens = self._tokens
+        while tokens:
+            try:
+                limiter, token = tokens.pop()  # atomic: of the thread and the canceller one returns it
+            except IndexError:
+                return
+            limiter._give_back(token)
 
 
 def new_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], on_cancel: OnCancel) -> Call[Any]:

@@ -9,6 +9,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 from polyloop.offload._call import Call, OnCancel, finish, new_call
+from polyloop.runtime._executor import RuntimeExecutor, is_async_function
+from polyloop.runtime._future import RuntimeFuture
 from polyloop.sync._capacity import CapacityLimiter
 
 
@@ -27,7 +29,7 @@ class Errand:
 
     def submit(self, executor: Executor) -> None:
         """Hand the call over. Raises what the executor raises."""
-        if shares_memory(executor):
+        if _runs_our_code(executor, self._call._fn):
             self._future = executor.submit(self._work)
             self._future.add_done_callback(self._dropped)
         else:
@@ -53,8 +55,15 @@ class Errand:
             future.add_done_callback(self._dropped)
 
     def withdraw(self, _call: Call[Any]) -> bool:
-        """Take the call back if it has not begun."""
-        return self._claim() if self._future is None else self._future.cancel()  # which calls the callback below
+        """Take the call back if it has not begun; tell the task that it is to end, if it is one."""
+        future = self._future
+        if future is None:
+            return self._claim()
+        if future.cancel():  # which calls the callback below
+            return True
+        if isinstance(future, RuntimeFuture):
+            future.request_cancel()
+        return False
 
     def _claim(self) -> bool:
         try:
@@ -70,9 +79,11 @@ class Errand:
             self._call.announce()
 
     def _dropped(self, future: "asyncio.Future[None] | Future[None]") -> None:
-        """The executor is done with it; if it was shut down meanwhile, perhaps without beginning it."""
+        """The executor is done with it; if it was shut down meanwhile, or broke, perhaps without beginning it."""
         if future.cancelled():
             self._give_up(asyncio.CancelledError())
+        elif (exc := future.exception()) is not None:
+            self._give_up(exc)
 
     def _give_up(self, exc: BaseException) -> None:
         if self._claim():
@@ -104,7 +115,7 @@ async def on_executor(
     Raises:
         ValueError: ``on_cancel`` is no policy, or needs threads and the executor has none of this process.
     """
-    if on_cancel == "interrupt" and executor is not None and not shares_memory(executor):
+    if on_cancel == "interrupt" and executor is not None and not _runs_our_code(executor, fn):
         raise ValueError(f"on_cancel='interrupt' is for threads of this process, and {executor!r} has none: use 'wait'")
     call = new_call(fn, args, kwargs, on_cancel)
     errand = Errand(call)
@@ -130,10 +141,17 @@ def shares_memory(executor: Executor) -> bool:
     return interpreters is None or not isinstance(executor, interpreters.InterpreterPoolExecutor)
 
 
+def _runs_our_code(executor: Executor, fn: Callable[..., Any]) -> bool:
+    """Whether a call of ``fn`` runs there as it does on our own threads: told of its cancellation, in its context."""
+    return shares_memory(executor) or (isinstance(executor, RuntimeExecutor) and not is_async_function(fn))
+
+
 def _found_by_name(fn: Callable[..., Any]) -> Callable[..., Any]:
     """``fn`` in a form that pickles although its name now leads to the async function made from it."""
     named = _named(fn)
-    return functools.partial(_call_wrapped, named) if getattr(named, "__wrapped__", None) is fn else fn
+    if getattr(named, "__wrapped__", None) is not fn:
+        return fn
+    return functools.partial(_await_wrapped if is_async_function(fn) else _call_wrapped, named)
 
 
 def _named(fn: Callable[..., Any]) -> Any:
@@ -148,3 +166,8 @@ def _call_wrapped(decorated: Any, /, *args: Any, **kwargs: Any) -> Any:
     """In the other process: call the sync function under the async one, if the name leads to that there too."""
     fn = decorated.__wrapped__ if inspect.iscoroutinefunction(decorated) else decorated
     return fn(*args, **kwargs)
+
+
+async def _await_wrapped(decorated: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """``_call_wrapped`` for an async function under the one that the name leads to."""
+    return await getattr(decorated, "__wrapped__", decorated)(*args, **kwargs)
