@@ -4,7 +4,7 @@ The layers, each of which imports only what stands below it::
 
     cli/       polyloop run | doctor | bench        testing/   paused loops, blocked-detector, fake clock
     tasks/     TaskGroup, gather
-    offload/   to_thread, async_wrap: sync code on threads, or on any executor
+    offload/   to_thread, offload, async_wrap: sync code on threads, or on any executor
     runtime/   Runtime, run, placement, signals, shutdown
     queues/    Queue, LifoQueue, PriorityQueue, SimpleQueue, channels
     sync/      Lock, RLock, Event, Condition, Semaphore, Barrier …, CapacityLimiter
@@ -28,7 +28,7 @@ from polyloop._core._errors import (
     UnreliableLoopError,
     WorkerDiedError,
 )
-from polyloop.offload import async_wrap, sleep_sync, thread_pool, to_thread
+from polyloop.offload import async_wrap, offload, sleep_sync, thread_pool, to_thread
 from polyloop.queues import LifoQueue, PriorityQueue, Queue, SimpleQueue
 from polyloop.runtime import Runtime, ShutdownReport, Worker, current_runtime, run, spawn
 from polyloop.sync import Barrier, BoundedSemaphore, CapacityLimiter, Condition, Event, Lock, RLock, Semaphore
@@ -70,6 +70,7 @@ __all__ = (
     "current_runtime",
     "from_thread",
     "gather",
+    "offload",
     "run",
     "sleep_sync",
     "spawn",
