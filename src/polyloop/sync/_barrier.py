@@ -303,7 +303,7 @@ class SyncBarrier(Face[Barrier]):
     .. versionadded:: 0.2
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_primitive")
 
     @property
     def parties(self) -> int:

@@ -237,7 +237,7 @@ class SyncCapacityLimiter(Face[CapacityLimiter]):
     .. versionadded:: 0.1
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_primitive")
 
     def acquire(self, blocking: bool = True, timeout: float | None = -1) -> bool:
         """Borrow a token for the calling thread.

@@ -73,7 +73,7 @@ class SyncEvent(Face[Event]):
     .. versionadded:: 0.2
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_primitive")
 
     def is_set(self) -> bool:
         """Whether the flag is set."""

@@ -10,10 +10,12 @@ from polyloop._core import _prims
 class Face[P]:
     """The face of a primitive for plain threads."""
 
-    __slots__ = ("__weakref__", "_primitive")
+    __slots__ = ()
+
+    _primitive: P  # each face has the slot itself: an inherited one takes longer to reach
 
     def __init__(self, primitive: P) -> None:
-        self._primitive = primitive
+        self._primitive = primitive  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"<sync face of {self._primitive!r}>"

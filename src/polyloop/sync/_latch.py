@@ -90,7 +90,7 @@ class SyncLatch(Face[Latch]):
     .. versionadded:: 0.2
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_primitive")
 
     @property
     def count(self) -> int:

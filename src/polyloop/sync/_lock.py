@@ -168,7 +168,7 @@ class SyncLock(LockFace[Lock]):
     .. versionadded:: 0.2
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_primitive")
 
     # As LockFace, each in one frame: these are hot, too.
 
@@ -314,4 +314,4 @@ class SyncRLock(LockFace[RLock]):
     .. versionadded:: 0.2
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_primitive")

@@ -129,7 +129,7 @@ class SyncOnce[T](Face[Once[T]]):
     .. versionadded:: 0.2
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_primitive")
 
     def __call__(self, timeout: float | None = None) -> T:
         """Return the value; compute it, or wait for it, if it is not there.

@@ -349,7 +349,7 @@ class SyncRWLock(Face[RWLock]):
     .. versionadded:: 0.2
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_primitive")
 
     @property
     def readers(self) -> int:
@@ -387,7 +387,7 @@ class SyncRWLockSide(LockFace[RWLockSide]):
     .. versionadded:: 0.2
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_primitive")
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None

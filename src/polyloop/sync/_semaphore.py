@@ -166,7 +166,7 @@ class SyncSemaphore(Face[Semaphore]):
     .. versionadded:: 0.2
     """
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "_primitive")
 
     def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
         """Take a permit, in turn.
