@@ -148,7 +148,8 @@ def _install_packages(uv: Uv, root: Path, version: str) -> None:
     """Put the pinned packages into the root with this machine's uv, so that the root itself needs no network."""
     run([*_inside(root), f"/usr/bin/python{version}", "-m", "venv", "--without-pip", "/opt/venv"])
     site = root / "opt" / "venv" / "lib" / f"python{version}" / "site-packages"
-    target = ["--target", str(site), "--python-version", version]
+    # The wheels are chosen for this Python's ABI: that of .venv, which uv would ask, may be the free-threaded one.
+    target = ["--target", str(site), "--python", sys.executable, "--python-version", version]
     for group in _GROUPS:
         uv("pip", "install", *target, "--only-binary", ":all:", "--require-hashes", "-r", str(group))
     uv("pip", "install", *target, "--no-deps", "--build-constraints", str(_GROUPS[0]), str(ROOT))

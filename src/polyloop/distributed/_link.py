@@ -131,6 +131,8 @@ class Link:
         except asyncio.CancelledError:  # it was shut down before it was used
             await client.__aexit__(asyncio.CancelledError, None, None)
             raise
+        except ImportError as exc:
+            self._lose(ClusterError(f"Dask does not work here, or not with the cluster at {offload.address}: {exc!r}"))
         except Exception as exc:
             error = ClusterError(
                 f"no Dask scheduler could be reached at {offload.address} within {offload._connect_timeout:g} s"
