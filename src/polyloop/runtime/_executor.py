@@ -15,12 +15,12 @@ import asyncio
 import contextvars
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from functools import partial
 from inspect import CO_COROUTINE, iscoroutinefunction
 from types import FunctionType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 from polyloop._core import _overdue, _pool, _prims
 from polyloop._core._completion import Completion, Wake
@@ -204,7 +204,13 @@ class RuntimeExecutor(Executor):
         state = "shut down" if self._shut_down else "open"
         return f"<RuntimeExecutor of {self._runtime!r} {state} pending={len(self._pending)}>"
 
-    def submit[**P](self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> RuntimeFuture[Any]:
+    @overload
+    def submit[**P, T](
+        self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> RuntimeFuture[T]: ...
+    @overload
+    def submit[**P, T](self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> RuntimeFuture[T]: ...
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RuntimeFuture[Any]:
         """Run ``fn(*args, **kwargs)``: on a thread, or, if it is an async function, on one of the loops.
 
         Returns:
