@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 from tests.runtime.helpers import PATIENCE, Gate, forever, held, in_thread, where, worker_threads
@@ -325,3 +326,17 @@ def test_close_in_a_thread_while_a_plain_thread_waits_for_a_result() -> None:
     in_thread(runtime.close)
     waiter.join(PATIENCE)
     assert len(outcome) == 1
+
+
+def test_spawn_while_its_runtime_closes_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers refuse tasks by then; they have not died, though."""
+    runtime = Runtime(loops=1).start()
+    route = runtime._router.route
+
+    def route_late(on: Any, key: Any) -> Any:
+        in_thread(runtime.close)
+        return route(on, key)
+
+    monkeypatch.setattr(runtime._router, "route", route_late)
+    with pytest.raises(RuntimeClosedError, match="cannot start where: .* is not running"):
+        runtime.spawn(where)

@@ -14,7 +14,7 @@ from typing import Any, cast
 from polyloop._core import _prims
 from polyloop._core._context import here
 from polyloop._core._context_owner import context_owner
-from polyloop._core._errors import RuntimeClosedError
+from polyloop._core._errors import RuntimeClosedError, WorkerDiedError
 from polyloop._core._handle import TaskHandle
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._port import Port
@@ -174,8 +174,10 @@ class Runtime(Life):
                 port, stealable = self._home_of(handle), False
             else:
                 port, stealable = self._router.route(on, key)
-        except BaseException:
+        except BaseException as exc:
             handle._drop()
+            if isinstance(exc, WorkerDiedError) and self._state != "running":  # they refuse, since it closes
+                raise self._closed_error(handle.name) from None
             raise
         if port is here.port and not (stealable and port.stealing):
             handle._start_here(port)
