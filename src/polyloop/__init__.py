@@ -3,7 +3,7 @@
 The layers, each of which imports only what stands below it::
 
     cli/       polyloop run | doctor | bench        testing/   paused loops, blocked-detector, fake clock
-    tasks/     TaskGroup, gather
+    tasks/     TaskGroup, gather, map
     offload/   to_thread, offload, async_wrap: sync code on threads, or on any executor
     runtime/   Runtime, run, placement, signals, shutdown
     queues/    Queue, LifoQueue, PriorityQueue, SimpleQueue, channels
@@ -32,7 +32,7 @@ from polyloop.offload import async_wrap, offload, sleep_sync, thread_pool, to_th
 from polyloop.queues import LifoQueue, PriorityQueue, Queue, SimpleQueue
 from polyloop.runtime import Runtime, ShutdownReport, Worker, current_runtime, run, spawn
 from polyloop.sync import Barrier, BoundedSemaphore, CapacityLimiter, Condition, Event, Lock, RLock, Semaphore
-from polyloop.tasks import TaskGroup, TaskHandle, gather
+from polyloop.tasks import TaskGroup, TaskHandle, gather, map  # noqa: A004 - what it is called everywhere
 
 __version__ = "0.1.0"
 
@@ -70,6 +70,7 @@ __all__ = (
     "current_runtime",
     "from_thread",
     "gather",
+    "map",
     "offload",
     "run",
     "sleep_sync",

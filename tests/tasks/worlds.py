@@ -74,6 +74,14 @@ def _as_guest(main: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run(main)
 
 
+#: Ways to run a main coroutine: tasks on another loop, on this one, and without a runtime.
+RUNS: dict[str, Callable[[Coroutine[Any, Any, Any]], Any]] = {
+    "several loops": lambda main: polyloop.run(main, loops=2, placement=Elsewhere()),
+    "one loop": lambda main: polyloop.run(main, loops=1),
+    "asyncio": asyncio.run,
+}
+
+
 def asyncio_world() -> World:
     return World(asyncio.run, asyncio.TaskGroup, asyncio.gather, asyncio.create_task)
 
