@@ -338,5 +338,5 @@ def test_spawn_while_its_runtime_closes_says_so(monkeypatch: pytest.MonkeyPatch)
         return route(on, key)
 
     monkeypatch.setattr(runtime._router, "route", route_late)
-    with pytest.raises(RuntimeClosedError, match="cannot start where: .* is not running"):
+    with pytest.raises(RuntimeClosedError, match=r"cannot start where: .* is not running"):
         runtime.spawn(where)
