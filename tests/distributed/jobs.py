@@ -95,3 +95,14 @@ def raise_unpicklable() -> None:
 @polyloop.async_wrap
 def wrapped(number: int) -> int:
     return number + 1
+
+
+async def double_async(number: int) -> int:
+    await asyncio.sleep(0)
+    return 2 * number
+
+
+def refuse_odd(number: int) -> int:
+    if number % 2:
+        raise Refused(number, reason="odd")
+    return number

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.distributed import jobs
@@ -136,6 +137,25 @@ future.add_done_callback(lambda f: print(f.cancelled()))
     )
     gate.open()
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+@pytest.mark.parametrize("by", ["argument", "environment"])
+def test_the_parameter_sweep_finds_the_same_on_the_cluster(cluster: Cluster, by: str) -> None:
+    """The program is told where by its argument or by the environment, and is otherwise the same."""
+    example = [sys.executable, "-W", "error", str(ROOT / "examples" / "parameter_sweep.py")]
+    plain = {name: value for name, value in os.environ.items() if name != "POLYLOOP_OFFLOAD"}
+    there: dict[str, Any] = {"args": [*example, cluster.address], "env": plain}
+    if by == "environment":
+        there = {"args": example, "env": {**plain, "POLYLOOP_OFFLOAD": cluster.address}}
+    both = [
+        subprocess.run(**how, capture_output=True, text=True, timeout=60, check=False)
+        for how in ({"args": example, "env": plain}, there)
+    ]
+    assert [done.stderr for done in both] == ["", ""]
+    (found, where), (found_there, where_there) = (done.stdout.splitlines() for done in both)
+    assert found == found_there
+    assert where == "in this process"
+    assert where_there in ("in 1 other process(es)", "in 2 other process(es)")
 
 
 def test_shared_makes_one_executor_for_each_address(cluster: Cluster) -> None:
