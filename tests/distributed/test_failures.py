@@ -81,6 +81,24 @@ def test_an_exception_that_cannot_be_loaded_here_is_described(offload: DaskOfflo
     assert "in fail" in caught.value.__notes__[0]
 
 
+def test_a_result_whose_class_is_not_here_fails_its_call(offload: DaskOffload) -> None:
+    """With what the import raises, and a note that says where."""
+
+    def make() -> object:
+        import sys
+        import types
+
+        module = types.ModuleType("only_there")
+        sys.modules["only_there"] = module
+        exec("class Thing: pass", module.__dict__)
+        thing: object = module.Thing()
+        return thing
+
+    with pytest.raises(ModuleNotFoundError, match="only_there") as caught:
+        offload.submit(make).result()
+    assert "result of 'make' was unpickled" in caught.value.__notes__[0]
+
+
 @pytest.mark.parametrize(("fn", "args"), [(len, [threading.Lock()]), (threading.Lock, [])], ids=["argument", "result"])
 def test_what_does_not_pickle_fails_its_own_call_only(offload: DaskOffload, fn: Any, args: list[Any]) -> None:
     """On the way there and on the way back."""

@@ -2,6 +2,9 @@
 
 import asyncio
 import concurrent.futures
+import random
+import threading
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -102,6 +105,50 @@ def test_each_of_many_calls_that_are_cancelled_at_random_ends_once(cluster: Clus
     assert sorted(map(id, ended)) == sorted(map(id, futures))
     assert cancelled == {n for n, future in enumerate(futures) if future.cancelled()}
     assert all(future.result() == n * n for n, future in enumerate(futures) if n not in cancelled)
+
+
+@pytest.mark.stress
+def test_threads_that_submit_and_cancel_lose_no_call(cluster: Cluster, rng: random.Random, seconds: float) -> None:
+    """Every future ends, once; nothing stays in the window; a shutdown in between loses none either."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        offload = DaskOffload(cluster.address, window=rng.randrange(1, 30))
+        ended: list[Future[int]] = []
+        made: list[Future[int]] = []
+        seeds = [rng.random() for _ in range(4)]
+        start = threading.Barrier(len(seeds) + 1)
+
+        def work(
+            seed: float,
+            offload: DaskOffload = offload,
+            ended: list[Future[int]] = ended,
+            made: list[Future[int]] = made,
+            start: threading.Barrier = start,
+        ) -> None:
+            chance = random.Random(seed)
+            start.wait()
+            for n in range(60):
+                try:
+                    future = offload.submit(jobs.square, n)
+                except RuntimeError:  # shut down meanwhile
+                    return
+                future.add_done_callback(ended.append)
+                made.append(future)
+                if chance.random() < 0.4:
+                    chance.choice(made).cancel()
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in seeds]
+        for thread in threads:
+            thread.start()
+        start.wait()
+        if rng.random() < 0.5:
+            offload.shutdown(wait=False, cancel_futures=rng.random() < 0.5)
+        for thread in threads:
+            thread.join()
+        offload.shutdown()
+        concurrent.futures.wait(made)
+        assert sorted(map(id, ended)) == sorted(map(id, made))
+        assert (offload.in_flight, offload.waiting) == (0, 0)
 
 
 def test_leaving_the_block_waits_for_all_calls(cluster: Cluster) -> None:

@@ -198,7 +198,7 @@ class Link:
             return None
         try:
             return _travel.dumps(work)
-        except Exception as exc:
+        except BaseException as exc:  # code of the user's ran: it is their exception, whatever it is
             exc.add_note(f"while the call of {call.name!r} was pickled for the cluster at {self._offload.address}")
             self._finish(call, None, exc)
             return None
@@ -232,7 +232,7 @@ class Link:
         from polyloop.distributed import _travel  # noqa: PLC0415 - as above
 
         try:
-            self._finish(call, _travel.loads(await future))
+            payload = await future
         except self._dask.CancelledError as exc:
             self._cancelled_by_dask(call, exc)
         except asyncio.CancelledError:
@@ -243,8 +243,22 @@ class Link:
             self._finish(call, None, self._worker_lost(call, exc))
         except Exception as exc:
             self._finish(call, None, self._not_run(call, exc))
+        else:
+            self._bring(call, payload)
         finally:
             self._sent.pop(call, None)
+
+    def _bring(self, call: "Call[Any]", payload: bytes) -> None:
+        """End a call with its result."""
+        from polyloop.distributed import _travel  # noqa: PLC0415 - as above
+
+        try:
+            result = _travel.loads(payload)
+        except BaseException as exc:  # as in _pickled
+            exc.add_note(f"while the result of {call.name!r} was unpickled: the code it uses must be here too")
+            self._finish(call, None, exc)
+        else:
+            self._finish(call, result)
 
     def _finish(self, call: "Call[Any]", result: Any, exc: BaseException | None = None) -> None:
         self._offload._finish(call, result, exc)

@@ -52,7 +52,7 @@ class Failure(Exception):
         packed, summary, text = self.args
         try:
             exc = loads(packed)
-        except Exception as reason:
+        except BaseException as reason:  # of code of the user's
             error = ClusterError(f"a call failed on the cluster, and its exception cannot be loaded here: {summary}")
             error.add_note(text)
             error.__cause__ = reason
