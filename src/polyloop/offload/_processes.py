@@ -15,7 +15,7 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
@@ -33,33 +33,68 @@ METHODS = ("forkserver", "spawn")
 
 
 class _Early(Future[Any]):
-    """The future of a call that came before there was a pool."""
+    """The future of a call that came before there was a pool; from when it was sent on, a mirror of the pool's own."""
 
     def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
         self._call: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None = (fn, args, kwargs)
+        self._unsent = [None]  # a ticket: for whoever sends the call, or cancels it before that
+        self._sent: Future[Any] | None = None
+        self._unwanted = False  # cancelled while it was being sent
 
     def send(self, pool: ProcessPoolExecutor) -> None:
-        """Hand the call over, unless it was cancelled. Once; on the thread that started the pool."""
-        assert self._call is not None
-        fn, args, kwargs = self._call
-        self._call = None
-        if not self.set_running_or_notify_cancel():
+        """Hand the call over, unless it was cancelled. Once; may block."""
+        call = self._take()
+        if call is None:
             return
+        fn, args, kwargs = call
         try:
-            pool.submit(fn, *args, **kwargs).add_done_callback(self._follow)
+            sent = pool.submit(fn, *args, **kwargs)
         except BaseException as exc:
             self.set_exception(exc)
+            return
+        self._sent = sent
+        if self._unwanted:  # set before the other looks at _sent a second time: one of the two sees the other
+            sent.cancel()
+        sent.add_done_callback(self._follow)
 
     def fail(self, exc: BaseException) -> None:
         """There will be no pool."""
-        self._call = None
-        if self.set_running_or_notify_cancel():
+        if self._take() is not None:
             self.set_exception(exc)
+
+    def cancel(self) -> bool:
+        """As any future's: what has not begun is withdrawn, from here or from the pool."""
+        if self.done():
+            return self.cancelled()
+        if self._take() is not None:
+            self._say_cancelled()
+            return True
+        self._unwanted = True
+        sent = self._sent
+        return sent is not None and sent.cancel()  # which calls _follow
+
+    def running(self) -> bool:
+        """Whether the call has been handed to a process, or is about to be."""
+        sent = self._sent
+        return sent is not None and sent.running()
+
+    def _take(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]] | None:
+        """The call, for the one that comes first."""
+        try:
+            self._unsent.pop()  # atomic: one ticket has one popper
+        except IndexError:
+            return None
+        call, self._call = self._call, None
+        return call
+
+    def _say_cancelled(self) -> None:
+        super().cancel()
+        self.set_running_or_notify_cancel()
 
     def _follow(self, sent: Future[Any]) -> None:
         if sent.cancelled():
-            self.set_exception(CancelledError("the process pool was shut down"))
+            self._say_cancelled()
         elif (exc := sent.exception()) is not None:
             self.set_exception(exc)
         else:
@@ -134,7 +169,6 @@ class SharedProcesses(Executor):
             self._early.clear()
         for call in early:
             call.cancel()
-            call.fail(CancelledError())
         if made is None:
             return
         pool, context = made
