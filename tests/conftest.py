@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import faulthandler
 import importlib
 import importlib.util
 import os
@@ -38,6 +39,14 @@ def free_threaded_to_the_end() -> Iterator[None]:
     assert not gil_came_on()
     yield
     assert not gil_came_on()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The run ends when its summary has been shown, also where a test that failed has left a thread behind."""
+    if leaks.threads_that_hold_the_process():
+        faulthandler.dump_traceback(all_threads=True)
+        sys.stdout.flush()
+        os._exit(1)
 
 
 @pytest.fixture(autouse=True)

@@ -57,6 +57,11 @@ def install() -> None:
     logging.getLogger("asyncio").addHandler(_destroyed)
 
 
+def threads_that_hold_the_process() -> list[threading.Thread]:
+    """Those for whose end the interpreter would wait."""
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+
+
 class Snapshot:
     """What there is before a test; ``leaks`` says what there is more of after it."""
 
