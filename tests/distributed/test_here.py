@@ -53,13 +53,15 @@ def test_a_forked_child_is_told_that_the_connection_is_its_parents(dask: None) -
     program = """
 import os
 from polyloop.distributed import ClusterLostError, shared
-offload = shared("tcp://127.0.0.1:1")
+offload = shared("tcp://127.0.0.1:1?connect_timeout=100")
+offload.submit(print)
 if pid := os.fork():
     raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-assert shared("tcp://127.0.0.1:1") is not offload
+assert shared("tcp://127.0.0.1:1?connect_timeout=100") is not offload
 try:
     offload.submit(print)
 except ClusterLostError as exc:
+    offload.shutdown()  # is nothing that this process could wait for
     os._exit(0 if "parent" in str(exc) else 1)
 os._exit(2)
 """

@@ -89,6 +89,8 @@ class Link:
 
     def _end(self, error: ClusterError | None) -> None:
         offload = self._offload
+        if error is None and not offload._is_over():  # whatever has happened, no call waits for ever
+            error = ClusterLostError(f"the connection to the Dask scheduler at {offload.address} has ended")
         if error is not None:
             offload._lose(error)
         if not offload._connected.done():
@@ -108,7 +110,7 @@ class Link:
         await asyncio.wait((connecting, self._over), return_when=asyncio.FIRST_COMPLETED)
         if self._over.done():
             connecting.cancel()
-            await asyncio.wait((connecting,))
+            await asyncio.wait((connecting,), timeout=_CLOSE_TIMEOUT)
         if self._client is not None:
             self._offload._connected._complete(None)
             self._on_wake()

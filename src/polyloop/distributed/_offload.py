@@ -199,7 +199,7 @@ class DaskOffload(Executor):
 
     def _admit(self, call: Call[Any] | None) -> None:
         """Queue a call, if any; the first one starts the link."""
-        if self._pid != os.getpid():
+        if self._is_the_parents():
             raise ClusterLostError(f"{self!r} belongs to the parent process; make a new one in this process")
         with self._lock:
             refusal = self._refusal_locked()
@@ -214,6 +214,10 @@ class DaskOffload(Executor):
             self._link.start()
         else:
             self._link.wake()
+
+    def _is_the_parents(self) -> bool:
+        """Whether this is a forked process: its copy has no thread, and perhaps a lock that nobody will release."""
+        return self._pid != os.getpid()
 
     def _refusal_locked(self) -> Exception | None:
         if self._state == "lost":
@@ -273,7 +277,7 @@ class DaskOffload(Executor):
                 shutdown goes on.
         """
         self._begin_shutdown(cancel_futures)
-        if wait and not self._ended.done():
+        if wait and not self._ended.done() and not self._is_the_parents():
             refuse_on_loop_thread("DaskOffload.shutdown()", "await offload.aclose()")
             self._ended._block(None, ".shutdown()")
 
@@ -283,9 +287,12 @@ class DaskOffload(Executor):
         Cancellation: the shutdown goes on.
         """
         self._begin_shutdown(cancel_futures)
-        await self._ended
+        if not self._is_the_parents():
+            await self._ended
 
     def _begin_shutdown(self, cancel_futures: bool) -> None:
+        if self._is_the_parents():
+            return
         with self._lock:
             unused = self._state == "new"
             if self._state in ("new", "open"):
