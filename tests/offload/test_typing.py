@@ -4,6 +4,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, assert_type
 
 import polyloop
+from polyloop.runtime import RuntimeFuture
 
 
 @polyloop.async_wrap
@@ -44,6 +45,18 @@ async def calls_on_threads_have_the_functions_result() -> None:
     assert_type(await polyloop.to_thread(plain, 2, "f", limiter=polyloop.CapacityLimiter(1)), bytes)
 
 
+async def offloaded_calls_have_the_functions_result_or_the_coroutines() -> None:
+    executor = polyloop.current_runtime().as_executor()
+    assert_type(await polyloop.offload(plain, 2, "m"), bytes)
+    assert_type(await polyloop.offload(plain, 2, text="n", on="cpu"), bytes)
+    assert_type(await polyloop.offload(coroutine, 2, "o", on=executor), bytes)
+    assert_type(await polyloop.offload(coroutine, 2, text="p", on=executor), bytes)
+    assert_type(executor.submit(plain, 2, "q"), RuntimeFuture[bytes])
+    assert_type(executor.submit(coroutine, 2, text="r"), RuntimeFuture[bytes])
+    fn: Callable[[int, str], Coroutine[Any, Any, bytes]] = polyloop.async_wrap(executor=executor)(coroutine)
+    assert_type(await fn(2, "s"), bytes)
+
+
 async def tasks_have_the_coroutines_result() -> None:
     async with polyloop.TaskGroup() as tg:
         handle = tg.create_task(coroutine(1, "g"))
@@ -72,10 +85,11 @@ def test_the_types_are_those_of_the_values() -> None:
         checks = (
             wrapped_functions_keep_their_types,
             calls_on_threads_have_the_functions_result,
+            offloaded_calls_have_the_functions_result_or_the_coroutines,
             tasks_have_the_coroutines_result,
         )
         for check in checks:
             await check()
         return len(checks)
 
-    assert polyloop.run(main(), loops=1) == 3
+    assert polyloop.run(main(), loops=1) == 4
