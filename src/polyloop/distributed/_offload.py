@@ -96,7 +96,7 @@ class DaskOffload(Executor):
     these refuse on a thread that runs a loop. Callbacks of the futures run on the thread that serves the cluster, and
     must not block.
 
-    .. versionadded:: 0.1
+    .. versionadded:: 0.3
     """
 
     runs_coroutines: ClassVar[bool] = True

@@ -42,6 +42,6 @@ def shared(address: str) -> DaskOffload:
         ValueError: it is no such address.
     Thread safety: any thread. Connecting begins with the first call.
 
-    .. versionadded:: 0.1
+    .. versionadded:: 0.3
     """
     return _shared.get(address)
