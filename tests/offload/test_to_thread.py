@@ -1,11 +1,14 @@
 """``to_thread``: what it runs, where, and what a cancellation does at each moment of a call."""
 
 import asyncio
+import contextlib
 import contextvars
+import gc
 import os
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -80,6 +83,32 @@ def test_an_exception_arrives_with_its_traceback() -> None:
         return "".join(traceback.format_exception(caught.value))
 
     assert 'raise ValueError("in the thread")' in asyncio.run(main())
+
+
+def test_a_failure_leaves_no_cycle_behind(pool: ThreadPool) -> None:
+    """What the frames of a failed call hold is free when its exception is dropped, without the garbage collector."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Thing:
+        pass
+
+    def fail() -> None:
+        thing = Thing()
+        alive.add(thing)
+        raise ValueError
+
+    async def main() -> None:
+        with contextlib.suppress(ValueError):
+            await polyloop.to_thread(fail)
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(main())
+        asyncio.run(polyloop.to_thread(int))  # what the thread made and others dropped is freed when it runs next
+        until(lambda: not alive)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, StopAsyncIteration])

@@ -67,6 +67,7 @@ class Call[T](Completion[T]):
             # Without the two frames that the awaiter does not know.
             trace = exc.__traceback__ and exc.__traceback__.tb_next and exc.__traceback__.tb_next.tb_next
             self._outcome_here = (None, exc.with_traceback(trace))
+            del trace  # it leads to this frame, as below
         finally:
             here.call_port = here.scope = None
             del self  # the frames of the call hold this one, their caller's: no cycle through it
