@@ -5,6 +5,7 @@ The layers, each of which imports only what stands below it::
     cli/       polyloop run | doctor | bench        testing/   paused loops, blocked-detector, fake clock
     tasks/     TaskGroup, gather, map
     offload/   to_thread, offload, async_wrap: sync code on threads, or on any executor
+    distributed/  an executor on a Dask cluster; imported when it is asked for
     runtime/   Runtime, run, placement, signals, shutdown
     queues/    Queue, LifoQueue, PriorityQueue, SimpleQueue, channels
     sync/      Lock, RLock, Event, Condition, Semaphore, Barrier …, CapacityLimiter
