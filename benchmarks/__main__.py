@@ -20,6 +20,8 @@ BENCHMARKS: dict[str, Callable[[int], Report]] = {
     "callers": calls.callers,
     "latency": calls.one_at_a_time,
     "offload": offload.run,
+    "offload-limited": offload.limited,
+    "offload-places": offload.places,
     "single": single.run,
     "idle": quiet.idle,
     "busy": quiet.busy,

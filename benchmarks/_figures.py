@@ -6,7 +6,7 @@ A topic's table is ``queues.txt``: Markdown, but no page of its own; its chart i
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import queues, sync
+from benchmarks import offload, queues, sync
 from benchmarks._contenders import AIOLOGIC, ASYNCIO, CULSANS, FED, JANUS, PEERS, QUEUE, SIMPLE
 from benchmarks._measure import Report, environment
 from polyloop.cli.bench._chart import write_chart
@@ -17,6 +17,7 @@ type Reports = Mapping[str, Report]
 TOPICS = {
     "queues": ("queue-", "Queues between threads and loops"),
     "sync": ("sync-", "Locks, semaphores, events, conditions"),
+    "offload": ("offload", "Calls off the loops"),
 }
 BEST = "best of the others"
 
@@ -32,7 +33,7 @@ def write(folder: Path, reports: Reports, rounds: int) -> list[Path]:
         table = folder / f"{topic}.txt"
         table.write_text(_page(mine, rounds), encoding="utf-8")
         written.append(table)
-        panels = _queue_panels(mine) if topic == "queues" else _sync_panels(mine)
+        panels = {"queues": _queue_panels, "sync": _sync_panels, "offload": _offload_panels}[topic](mine)
         if panels:
             chart = folder / f"{topic}.svg"
             write_chart(chart, title, _conditions(rounds), panels)
@@ -151,6 +152,25 @@ def _sync_panels(reports: Reports) -> list[Panel]:
         short = ["Lock line" if case == sync.IN_LINE else name for case, name in zip(cases, short, strict=True)]
         found = tuple(report.figures[f"{c}: {sync.OURS}"] / report.figures[f"{c}: {sync.ASYNCIO}"] for c in cases)
         panels.append(_bars("Within one loop: time, asyncio's is 1", "times", short, (Series(sync.OURS, found),)))
+    return panels
+
+
+def _offload_panels(reports: Reports) -> list[Panel]:
+    panels: list[Panel] = []
+    if report := reports.get("offload-limited"):
+        names = {
+            name.replace(".to_thread", "").replace(".run_sync", ""): value for name, value in report.figures.items()
+        }
+        values = tuple(names.values())
+        panels.append(_bars("One call at a time, with a limiter", "µs", list(names), (Series("µs", values),), 1))
+    if report := reports.get("offload-places"):
+        alone = {case: report.figures[f"{case}: {offload.ONE_LOOP}"] for case in _cases(report)}
+        for case in (offload.LONG_CASE, offload.SHORT_CASE):
+            names = {name: report.figures[f"{case}: {name}"] for name in (offload.LOOPS, *offload.PLACES)}
+            rates = tuple(alone[case] / value for value in names.values())
+            panels.append(
+                _bars(f"A task {case}: rate, one loop's is 1", "times", list(names), (Series("rate", rates),))
+            )
     return panels
 
 

@@ -4,14 +4,18 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benchmarks import _figures, queues, sync
+from benchmarks import _figures, offload, queues, sync
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks._contenders import CONTENDERS
 from benchmarks._measure import Report, medians
 from benchmarks._streams import arrivals, ping_pong, serves, stream
+
+from polyloop.offload import _processes, _targets
+from polyloop.offload._processes import SharedProcesses
 
 ROOT = Path(__file__).parent.parent
 BETWEEN_LOOPS = [name for name in BENCHMARKS if name.startswith(("queue-", "sync-"))]
@@ -84,6 +88,32 @@ def test_queues_and_locks_are_measured_beside_their_peers(name: str) -> None:
     assert any("polyloop" not in label for label in report.figures)
     assert report.goals
     assert all(goal.ratio > 0 for goal in report.goals)
+
+
+@pytest.fixture
+def few_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hardly any, and pools that end with the test."""
+    for name in ("COUNT", "LONG", "SHORT", "WAITS"):
+        monkeypatch.setattr(offload, name, 4)
+    processes, own = SharedProcesses(), _targets._Own()
+    monkeypatch.setattr(_processes.shared, "processes", processes)
+    monkeypatch.setattr(_targets, "_own", own)
+    yield
+    processes.end(30)
+    own.end_interpreters(wait=True)
+
+
+@pytest.mark.usefixtures("few_calls")
+def test_calls_off_the_loops_are_measured_and_drawn(tmp_path: Path) -> None:
+    """Against others, and by place; the page has a table and a chart of it."""
+    reports = {name: BENCHMARKS[name](1) for name in BENCHMARKS if name.startswith("offload")}
+    assert len(reports) == 3
+    for report in reports.values():
+        assert all(value > 0 for value in report.figures.values())
+        assert report.goals
+    table, chart = _figures.write(tmp_path, reports, 1)
+    assert (table.name, chart.name) == ("offload.txt", "offload.svg")
+    assert "| processes |" in table.read_text()
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
