@@ -25,7 +25,7 @@ def test_errors_pickle(kind: type[PolyloopError]) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in ERRORS if kind is not PolyloopError])
 def test_errors_are_builtins_too(kind: type[PolyloopError]) -> None:
     """Code that knows asyncio's, threading's and queue's errors catches ours; signals of our own have no other base."""
-    families = (RuntimeError, asyncio.QueueEmpty, asyncio.QueueFull, asyncio.QueueShutDown)
+    families = (RuntimeError, ConnectionError, asyncio.QueueEmpty, asyncio.QueueFull, asyncio.QueueShutDown)
     assert issubclass(kind, families) or kind is Lagged
     if issubclass(kind, (asyncio.QueueEmpty, asyncio.QueueFull, asyncio.QueueShutDown)):
         assert issubclass(kind, (queue.Empty, queue.Full, queue.ShutDown))

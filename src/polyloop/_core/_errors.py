@@ -162,12 +162,12 @@ def copy_exception[E: BaseException](exc: E) -> E:
         for attributes in (*state, _slots(exc)):
             for name, value in (attributes or {}).items():
                 setattr(twin, name, value.copy() if name == "__notes__" else value)
-    except Exception:
+        twin.__traceback__ = exc.__traceback__
+        twin.__cause__ = exc.__cause__
+        twin.__context__ = exc.__context__
+        twin.__suppress_context__ = exc.__suppress_context__
+    except Exception:  # of a __setattr__ that refuses, too
         return exc
-    twin.__traceback__ = exc.__traceback__
-    twin.__cause__ = exc.__cause__
-    twin.__context__ = exc.__context__
-    twin.__suppress_context__ = exc.__suppress_context__
     return twin
 
 

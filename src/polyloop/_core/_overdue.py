@@ -42,7 +42,12 @@ def add(call: Call, *, abandoned: bool) -> None:
 
 def abandoned() -> int:
     """How many threads of this process run calls that nobody waits for any more. Any thread."""
-    return sum(_calls.copy().values())
+    return sum(nobody_waits for call, nobody_waits in _calls.copy().items() if call.thread is not None)
+
+
+def forget() -> None:
+    """In a forked child, where none of them runs."""
+    _calls.clear()
 
 
 def left_behind(ports: Collection[Port]) -> list[Stuck]:

@@ -14,6 +14,7 @@ from polyloop._core import _prims, _trio
 from polyloop._core._context import here, runs_a_loop
 from polyloop._core._errors import BlockingCallError
 from polyloop._core._port import Port, current_port
+from polyloop._core._scope import protected
 from polyloop._core._spin import SpinPolicy, spin_ns_for, spin_permits
 
 
@@ -141,10 +142,9 @@ class ThreadWaiter:
         if self._lock.acquire(False) or (spin and spin_until(partial(self._lock.acquire, False), timeout)):
             return True
         scope = here.scope
-        if scope is None:
+        if scope is None or (timeout is not None and timeout <= 0):  # what waits for no time is not cancelled
             return self._sleep(timeout)
-        with scope.asleep(self):
-            return self._sleep(timeout)
+        return scope.sleep(self, self._sleep, timeout)
 
     def _sleep(self, timeout: float | None) -> bool:
         policy = here.spin
@@ -190,6 +190,13 @@ def spin_until(look: Callable[[], object], timeout: float | None) -> bool:
     Returns:
         What ``look`` said last.
     """
+    if here.scope is not None:
+        with protected():  # a permit that an interrupt loses is lost for the process
+            return _spin_until(look, timeout)
+    return _spin_until(look, timeout)
+
+
+def _spin_until(look: Callable[[], object], timeout: float | None) -> bool:
     policy = here.spin
     if policy is None:  # each thread learns from its own hit rate
         policy = here.spin = SpinPolicy(spin_ns_for(None))

@@ -17,8 +17,8 @@ Why a limit of two uses two threads: a thread lists itself as idle *before* it a
 the next call on hearing of it finds that same thread.
 
 Why a full pool does not wait for itself: a thread that waits for a task, which may need a thread in its turn, *lends*
-its place meanwhile. When it goes on there may be more threads at work than ``max_threads``; the next ones that become
-idle end.
+its place meanwhile. When it goes on there may be more threads at work than ``max_threads``; the next ones that have
+done a job end.
 """
 
 import atexit
@@ -31,6 +31,7 @@ from typing import Protocol
 
 from polyloop._core import _overdue, _prims
 from polyloop._core._context import here
+from polyloop._core._port import logger
 from polyloop._core._spin import SpinPolicy, spin_ns_for, spin_permits
 
 #: Seconds that a thread stays idle before it ends. Tokio's blocking threads keep the same.
@@ -139,7 +140,7 @@ class ThreadPool:
 
     @property
     def abandoned(self) -> int:
-        """Threads of this process, of whatever pool, whose call was abandoned: nobody waits for what it returns."""
+        """Threads of this process, of whatever executor, whose call was abandoned: nobody waits for its result."""
         return _overdue.abandoned()
 
     @property
@@ -154,9 +155,14 @@ class ThreadPool:
         self._backlog.append(job)
         self._serve_backlog()
         if self._backlog and self._take_place():  # a thread has retired since the first look
-            self._start_for_backlog()
+            try:
+                self._start_for_backlog()
+            except BaseException:
+                if self.withdraw(job):
+                    raise
 
     def _start_for_backlog(self) -> None:
+        """Start a thread in a place that was taken for it. Raises if it cannot, and no other comes to the backlog."""
         try:
             job = self._backlog.popleft()
         except IndexError:  # served meanwhile
@@ -164,9 +170,10 @@ class ThreadPool:
             return
         try:
             self._start(job)
-        except BaseException:
+        except BaseException as exc:
             self._backlog.appendleft(job)
-            raise
+            if not (isinstance(exc, Exception) and self._count):
+                raise
 
     def _start(self, job: Job) -> None:
         """Start a thread in a place that was taken for it."""
@@ -217,6 +224,14 @@ class ThreadPool:
         with self._lock:
             self._count -= 1
 
+    def _dismiss(self) -> bool:
+        """Take the place of a thread that has done a job, if there are too many; the others serve the backlog."""
+        with self._lock:
+            if self._count <= self.max_threads:
+                return False
+            self._count -= 1
+            return True
+
     def _has_too_many(self) -> bool:
         """Whether an idle thread is to end at once."""
         return self._ending or self._count > self.max_threads
@@ -264,9 +279,16 @@ class _PoolThread:
         while True:
             job = inbox.popleft()
             job.execute()
-            pool._idle.append(self)  # before the result is known: see the module's theory
-            job.announce()
+            dismissed = pool._count > pool.max_threads and pool._dismiss()
+            if not dismissed:
+                pool._idle.append(self)  # before the result is known: see the module's theory
+            try:
+                job.announce()
+            except BaseException:
+                logger.exception("polyloop: the end of %r could not be told", job)
             del job  # an idle thread keeps nobody's arguments alive
+            if dismissed:
+                return
             pool._serve_backlog()
             if not self._wait():
                 return
@@ -331,6 +353,9 @@ class _Shared:
         self.pool = ThreadPool()
 
     def reset(self) -> None:
+        """In a forked child: no thread lives on but this one, and whoever waits for its call is in the parent."""
+        here.call_port = here.scope = here.pool = None
+        _overdue.forget()
         self.pool = ThreadPool(self.pool.max_threads, self.pool.idle_timeout)
 
 

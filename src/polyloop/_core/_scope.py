@@ -6,15 +6,16 @@ else is touched: what need not wait goes through, so code that cleans up without
 
 Why no cancellation is missed: a thread that is about to sleep lists its waiter in ``_parked`` and *then* reads
 ``cancelled``; a canceller sets ``cancelled`` and *then* pops from ``_parked``, which is a critical section of that
-deque whether it is empty or not. One of the two sees the other. Whoever pops a waiter there wakes it. Its own waker may
-do so at the same time; the thread then raises, and passes the wake-up on as whoever leaves a line does. In every order:
+deque whether it is empty or not. One of the two sees the other. Whoever pops a waiter there wakes it, and knows that
+its thread raises: that takes the waiter out first and *then* reads ``cancelled`` again. Its own waker may wake it at
+the same time; the thread then raises, and passes the wake-up on as whoever leaves a line does. In every order:
 ``tests/_core/test_scope_interleavings.py``.
 """
 
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from polyloop._core._context import here
@@ -58,17 +59,19 @@ class Scope:
     def unprotect(self) -> None:
         """The end of what ``protect`` began."""
 
-    @contextlib.contextmanager
-    def asleep(self, sleeper: Sleeper) -> Iterator[None]:
-        """Sleep in this scope; raises as ``check``, before and after."""
-        self._parked.append(sleeper)
+    def sleep[T](self, sleeper: Sleeper, sleep: Callable[[T], bool], timeout: T) -> bool:
+        """Return ``sleep(timeout)``, from which ``sleeper.wake()`` wakes this thread; or raise as ``check``."""
+        parked = self._parked
+        parked.append(sleeper)
         try:
-            self.check()
-            yield
-            self.check()
+            woken = not self.cancelled and sleep(timeout)
         finally:
-            with contextlib.suppress(ValueError):  # the canceller has it, and wakes who no longer sleeps
-                self._parked.remove(sleeper)
+            try:
+                parked.remove(sleeper)
+            except ValueError:  # the canceller has it, and wakes who no longer sleeps
+                pass
+        self.check()  # after it has left: whoever was found there raises
+        return woken
 
 
 @contextlib.contextmanager

@@ -143,6 +143,13 @@ async def finish[T](call: Call[T], withdraw: Callable[[Call[T]], bool], on_cance
                 await _wait_out(call)
                 _set_context(exc, call)
         raise
+    except GeneratorExit:  # closed with the coroutine that waits: nobody does any more
+        if withdraw(call):
+            call.give_token_back()
+        elif not call.done():
+            call.cancel_running()
+            _overdue.add(call, abandoned=True)
+        raise
     finally:
         # Nobody else waits. The traceback holds this frame and its callers', and those the call: no cycle through it.
         call._exception = call._spare = None
@@ -150,9 +157,11 @@ async def finish[T](call: Call[T], withdraw: Callable[[Call[T]], bool], on_cance
 
 def _set_context(exc: BaseException, call: Call[Any]) -> None:
     """What the function raised is the context of its caller's cancellation, unless it is that same cancellation."""
-    raised = call._exception
-    if raised is not None and raised is not exc and not call.cancelled() and exc.__context__ is None:
-        exc.__context__ = call._exception_for_me()
+    raised = call._exception_for_me()
+    if isinstance(raised, asyncio.CancelledError):
+        raised = raised.__context__  # an interrupt may come when the function has raised
+    if raised is not exc and exc.__context__ is None and not isinstance(raised, asyncio.CancelledError):
+        exc.__context__ = raised
 
 
 async def _wait_out(call: Call[Any]) -> None:

@@ -44,7 +44,7 @@ class Errand:
         if loop is asyncio.get_running_loop():
             self._submit_there(loop)
         else:
-            loop.call_soon_threadsafe(self._submit_there, loop)
+            loop.call_soon_threadsafe(_Submission(self, loop))
 
     def _submit_there(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -99,6 +99,26 @@ class Errand:
             self._call.end(None, exc)
         else:
             self._call.end(future.result(), None)
+
+
+class _Submission:
+    """Submits on another loop; one that is closed drops what it has not run, and so tells."""
+
+    __slots__ = ("_errand", "_loop")
+
+    def __init__(self, errand: Errand, loop: asyncio.AbstractEventLoop) -> None:
+        self._errand: Errand | None = errand
+        self._loop = loop
+
+    def __call__(self) -> None:
+        errand, self._errand = self._errand, None
+        assert errand is not None
+        errand._submit_there(self._loop)
+
+    def __del__(self) -> None:
+        if self._errand is not None:
+            why = f"async_wrap(loop=...): {self._loop!r} was closed before the call began"
+            self._errand._give_up(RuntimeError(why))
 
 
 async def on_executor(

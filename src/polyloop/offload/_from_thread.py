@@ -4,6 +4,7 @@ import contextvars
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from polyloop._core import _prims
 from polyloop._core._context import here
 from polyloop._core._handle import TaskHandle
 from polyloop._core._parking import ThreadWaiter, refuse_on_loop_thread
@@ -33,7 +34,8 @@ def run[*Ts, T](fn: Callable[[*Ts], Coroutine[Any, Any, T]], /, *args: *Ts, runt
         RuntimeClosedError: the runtime is closing, or the loop was closed.
         TypeError: ``fn`` is not an async function.
         BaseException: what ``fn`` raised.
-    Cancellation: when the call was cancelled that this thread runs, the task is cancelled, and its end waited for.
+    Cancellation: when the call was cancelled that this thread runs, the task is cancelled, and its end waited for. What
+    it raises then is the context of the ``CancelledError``.
     Thread safety: any thread that runs no loop.
 
     .. versionadded:: 0.3
@@ -48,12 +50,17 @@ def run[*Ts, T](fn: Callable[[*Ts], Coroutine[Any, Any, T]], /, *args: *Ts, runt
             handle = _start(port, fn, args)
         try:
             handle._block(None, ".result()")
-        except BaseException:  # cancelled, or KeyboardInterrupt on the main thread
+        except BaseException as exc:  # cancelled, or KeyboardInterrupt on the main thread
             handle.cancel()
             with shield():
                 handle._block(None, ".result()")
+            if exc.__context__ is None and not handle.cancelled():
+                exc.__context__ = handle._exception_for_me()
             raise
-        return handle._outcome()
+        else:
+            return handle._outcome()
+        finally:
+            del handle  # it has the exception, whose traceback has this frame
 
 
 def _start(port: Port, fn: Callable[..., Coroutine[Any, Any, Any]], args: tuple[Any, ...]) -> TaskHandle[Any]:
@@ -102,4 +109,4 @@ def sleep_sync(seconds: float) -> None:
     refuse_on_loop_thread(f"sleep_sync({seconds!r})", f"await asyncio.sleep({seconds!r})", seconds)
     check_cancelled()
     if seconds > 0:
-        ThreadWaiter().park(seconds, spin=False)
+        ThreadWaiter().park(seconds if seconds <= _prims.TIMEOUT_MAX else None, spin=False)

@@ -22,6 +22,7 @@ from polyloop._core._errors import RuntimeClosedError
 from polyloop._core._gilwatch import gil_watch
 from polyloop._core._parking import ThreadWaiter, refuse_on_loop_thread
 from polyloop._core._port import logger
+from polyloop._core._scope import shield
 from polyloop._core._selftest import check_wakeups
 from polyloop._core._worker import LoopFactory, Worker
 from polyloop.runtime import _registry
@@ -204,6 +205,10 @@ class Life:
 
     def _end(self, timeout: float) -> None:
         """See the end through, on a plain thread. The caller has claimed it."""
+        with shield():  # bounded as it is: a cancelled call that closes a runtime does that properly
+            self._end_shielded(timeout)
+
+    def _end_shielded(self, timeout: float) -> None:
         # Those that came to life: in a thread, or, for the first of polyloop.run, on the thread of its caller.
         workers = tuple(worker for worker in self._workers if worker.thread is not None or worker.ident)
         deadline = _prims.monotonic() + timeout

@@ -18,6 +18,7 @@ from polyloop._core._errors import RuntimeClosedError, WorkerDiedError
 from polyloop._core._handle import TaskHandle
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._port import Port
+from polyloop._core._scope import shield
 from polyloop._core._spin import spin_ns_for
 from polyloop._core._worker import LoopFactory, Worker
 from polyloop.runtime._executor import RuntimeExecutor
@@ -208,7 +209,7 @@ class Runtime(Life):
             RuntimeClosedError: the runtime is not running.
             BaseException: what ``main`` raised.
         Cancellation: Ctrl-C cancels ``main``, waits for it to end and raises ``KeyboardInterrupt``; a second Ctrl-C
-        does not wait.
+        does not wait. So does the cancellation of the call that this thread runs, which raises ``CancelledError``.
         Thread safety: any thread, several at once.
 
         .. versionadded:: 0.1
@@ -223,10 +224,11 @@ class Runtime(Life):
         handle = self.submit(main)
         try:
             return handle.result()
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C, or the end of the call that this thread runs
             if not handle.done():
                 handle.cancel()
-                handle._block(None, ".run()")
+                with shield():
+                    handle._block(None, ".run()")
             raise
 
     def as_executor(self, max_workers: int | None = None) -> RuntimeExecutor:

@@ -38,6 +38,9 @@ class _Entry:
         self.held = False  # whether it has a token; written under the lock
 
 
+_NOBODY = object()  # is no borrower, and has no entry
+
+
 class CapacityLimiter:
     """A number of tokens that tasks and threads borrow, each at most one; ``anyio.CapacityLimiter`` across loops.
 
@@ -104,7 +107,7 @@ class CapacityLimiter:
 
     async def _borrow(self) -> "_Entry":
         """Borrow a token for nobody but who gets the entry, for ``_give_back``."""
-        entry = _Entry(None)
+        entry = _Entry(_NOBODY)
         await self._wait_for(entry)
         return entry
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Literal, cast
 
 from polyloop._core import _prims, _trio
+from polyloop._core._context import here
 from polyloop._core._parking import ThreadWaiter, async_waiter, refuse_on_loop_thread
 from polyloop._core._scope import shield
 from polyloop._core._waiting import Line, leave, wake_next, was_woken
@@ -191,14 +192,12 @@ class SyncCondition:
             notified = waiter.park(patience) or not leave(line, waiter)
         except BaseException:  # KeyboardInterrupt, or the end of the call that this thread runs
             try:
-                with shield():
-                    lock._block_again(depth)
+                _block_again(lock, depth)
             finally:
                 if not leave(line, waiter):
                     wake_next(line)  # it was notified and will not use it
             raise
-        with shield():  # whoever waits holds the lock when that ends, in whatever way
-            lock._block_again(depth)
+        _block_again(lock, depth)
         return notified
 
     def wait_for[T](self, predicate: Callable[[], T], timeout: float | None = None) -> T:
@@ -226,3 +225,12 @@ class SyncCondition:
             RuntimeError: the caller does not hold the lock.
         """
         self._condition.notify_all()
+
+
+def _block_again(lock: Lock | RLock, depth: int) -> None:
+    """Take the lock again: whoever waits holds it when that ends, in whatever way."""
+    if here.scope is None:
+        lock._block_again(depth)
+        return
+    with shield():
+        lock._block_again(depth)
