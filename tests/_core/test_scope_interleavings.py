@@ -11,6 +11,16 @@ from polyloop._core._scope import Scope
 from polyloop.testing import Interleaving, explore
 
 
+def in_turn(*steps: Callable[[], object]) -> Callable[[], None]:
+    """One after the other."""
+
+    def run() -> None:
+        for step in steps:
+            step()
+
+    return run
+
+
 def in_scope(scope: Scope, wait: Callable[[], object]) -> Callable[[], bool]:
     """Wait as an offloaded call does; whether it got what it waited for."""
 
@@ -50,7 +60,7 @@ def an_item_for_two(it: Interleaving) -> None:
     queue, scope = Queue[int](), Scope()
     it.thread(in_scope(scope, queue.sync.get), name="doomed")
     other = it.thread(lambda: queue.sync.get(), name="other")
-    it.thread(lambda: (queue.sync.put(1), scope.cancel(), queue.sync.put(2)), name="putter")
+    it.thread(in_turn(lambda: queue.sync.put(1), scope.cancel, lambda: queue.sync.put(2)), name="putter")
     it.check(lambda: other.result() in {1, 2} or pytest.fail("nothing was got"))
 
 
@@ -72,7 +82,7 @@ def a_permit(it: Interleaving) -> None:
     """It is not lost."""
     permits, scope = Semaphore(0), Scope()
     waiter = it.thread(in_scope(scope, permits.sync.acquire), name="waiter")
-    it.thread(lambda: (scope.cancel(), permits.release()), name="canceller")
+    it.thread(in_turn(scope.cancel, permits.release), name="canceller")
 
     def holds(got: bool) -> None:
         assert permits.value == int(not got)
@@ -98,7 +108,7 @@ def a_notification(it: Interleaving) -> None:
                     return
 
     doomed = it.thread(in_scope(scope, lambda: wait("doomed")), name="doomed")
-    it.thread(lambda: (scope.cancel(), notify()), name="canceller")
+    it.thread(in_turn(scope.cancel, notify), name="canceller")
 
     def holds(got: bool) -> None:
         assert (not condition.locked(), len(condition._line)) == (True, 0)
@@ -111,7 +121,7 @@ def a_flag(it: Interleaving) -> None:
     """Whoever waited has left the line."""
     event, scope = Event(), Scope()
     waiter = it.thread(in_scope(scope, event.sync.wait), name="waiter")
-    it.thread(lambda: (scope.cancel(), event.set()), name="canceller")
+    it.thread(in_turn(scope.cancel, event.set), name="canceller")
 
     def holds(got: bool) -> None:
         assert not event._line

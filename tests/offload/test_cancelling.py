@@ -296,8 +296,13 @@ def test_the_next_call_of_the_same_thread_is_not_cancelled(loop: TestLoop, pool:
     call = Offloaded(loop, lambda: polyloop.sleep_sync(3600))
     until(call.asleep)
     call.cancel()
-    later = Offloaded(loop, lambda: (polyloop.sleep_sync(0.001), from_thread.check_cancelled()))
-    assert later.handle.result(30) == (None, None)
+
+    def later() -> str:
+        polyloop.sleep_sync(0.001)
+        from_thread.check_cancelled()
+        return "done"
+
+    assert Offloaded(loop, later).handle.result(30) == "done"
     assert pool.peak == 1
 
 
@@ -322,10 +327,12 @@ def test_a_thread_of_an_executor_hears_of_it_too(loop: TestLoop) -> None:
 # When: before it begins, and around its end
 
 
-def test_a_call_that_is_cancelled_between_queue_and_thread_is_not_made(loop: TestLoop, pool: ThreadPool) -> None:
+def test_a_call_that_is_cancelled_between_queue_and_thread_is_not_made(
+    loop: TestLoop, pool: ThreadPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A thread has taken it, and has not begun: the function never runs."""
     calls: list[Any] = []
-    pool.submit = calls.append  # type: ignore[method-assign] - a thread that has taken it, and is slow
+    monkeypatch.setattr(pool, "submit", calls.append)  # a thread that has taken it, and is slow
     ran: list[int] = []
     call = Offloaded(loop, lambda: ran.append(1))
     loop.wait_all_blocked()

@@ -136,7 +136,7 @@ def test_what_is_no_async_function_is_refused() -> None:
     """Its result is not thrown away silently."""
 
     async def main() -> None:
-        await polyloop.to_thread(from_thread.run, lambda: 1)  # type: ignore[arg-type]
+        await polyloop.to_thread(from_thread.run, lambda: 1)
 
     for run in (on_asyncio, on_workers):
         with pytest.raises(TypeError, match=r"from_thread\.run\(\) needs an async function, and .* returned 1"):
