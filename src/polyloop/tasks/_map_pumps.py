@@ -202,8 +202,8 @@ class PumpLane:
                 with self._limiter.sync:
                     result = self._context.copy().run(self._fn, item)
         except BaseException as exc:  # SystemExit too: it belongs to the consumer, not to this thread
-            trace = exc.__traceback__
-            return index, None, exc.with_traceback(trace and trace.tb_next)  # without this frame
+            # Without this frame; and without a name for the traceback, which would be a cycle through this frame.
+            return index, None, exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
         finally:
             del self, item  # as in execute
         if type(result) is CoroutineType or asyncio.iscoroutine(result):
