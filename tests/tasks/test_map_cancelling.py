@@ -466,26 +466,26 @@ def test_a_second_cancellation_does_not_end_the_wait(run: Run) -> None:
 
 def test_closing_goes_on_when_it_is_cancelled(run: Run) -> None:
     """And then the cancellation is raised."""
-    cleaning, release = polyloop.Event(), polyloop.Event()
+    started, cleaning, release = polyloop.Event(), polyloop.Event(), polyloop.Event()
+    ended: list[int] = []
 
     async def stubborn(item: int) -> int:
         if item:
+            started.set()
             try:
                 await asyncio.sleep(3600)
             finally:
                 cleaning.set()
                 await release.wait()
+                ended.append(item)
         return item
 
-    async def main() -> None:
-        async def close_it() -> None:
-            async with polyloop.map(stubborn, [0, 1]) as results:
-                assert await anext(results) == 0
-                while not polyloop_started.is_set():
-                    await asyncio.sleep(0)
+    async def close_it() -> None:
+        async with polyloop.map(stubborn, [0, 1]) as results:
+            assert await anext(results) == 0
+            await started.wait()
 
-        polyloop_started = asyncio.Event()
-        polyloop_started.set()
+    async def main() -> None:
         closer = asyncio.create_task(close_it())
         await cleaning.wait()
         closer.cancel("while closing")
@@ -494,6 +494,7 @@ def test_closing_goes_on_when_it_is_cancelled(run: Run) -> None:
         release.set()
         with pytest.raises(asyncio.CancelledError, match="while closing"):
             await closer
+        assert ended == [1]
 
     run(main())
 
