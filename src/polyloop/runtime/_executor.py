@@ -192,7 +192,7 @@ class RuntimeExecutor(Executor):
         self.max_workers = max_workers
         self._runtime = runtime
         self._turns = itertools.count()  # next() is atomic
-        self._lock = _prims.Lock()  # guards the fields below
+        self._lock = _prims.RLock()  # guards the fields below; a finaliser in its midst may end a task, or submit one
         self._shut_down = False
         self._refusal: RuntimeClosedError | None = None  # of the runtime that closes
         self._pending: dict[_Work, None] = {}
@@ -285,25 +285,26 @@ class RuntimeExecutor(Executor):
         """Take a call, or raise; say whether there is room for it now."""
         runtime = self._runtime
         with self._lock:
+            self._pending[work] = None
             runtime._executors[self] = None  # before the look at its state: see the module's theory
             closed = self._refusal is not None or runtime._state != "running"
-            if closed or self._shut_down:
-                self._unlist_locked()
-            else:
-                self._pending[work] = None
-                if isinstance(work, _Task):
-                    return False
-                if self._room is None:
-                    return True
-                if self._room:
-                    self._room -= 1
-                    return True
-                assert isinstance(work, _Job)
-                self._waiting.append(work)
-                return False
+            if not (closed or self._shut_down):
+                return isinstance(work, _Job) and self._has_room_locked(work)
+            del self._pending[work]
+            self._unlist_locked()
         if closed:
             raise runtime._closed_error(work.name)
         raise RuntimeError(f"cannot schedule new futures after shutdown of {self!r}")
+
+    def _has_room_locked(self, job: _Job) -> bool:
+        """Take a place for a job, or let it wait for one."""
+        if self._room is None:
+            return True
+        if self._room > 0:
+            self._room -= 1
+            return True
+        self._waiting.append(job)
+        return False
 
     def _forget(self, work: _Work) -> None:
         """A call has ended. By whoever had its ticket, when the future is done."""
@@ -362,7 +363,7 @@ class RuntimeExecutor(Executor):
 
     def _forked(self, refusal: RuntimeClosedError) -> None:
         """In a forked child, whose only thread runs none of the calls, and where locks may be held for ever."""
-        self._lock = _prims.Lock()
+        self._lock = _prims.RLock()
         self._refusal = refusal
         works, self._pending = self._pending, {}
         for work in works:
