@@ -26,7 +26,7 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Protocol
 
 from polyloop._core import _overdue, _prims
@@ -206,7 +206,7 @@ class ThreadPool:
             return True
 
     @contextlib.contextmanager
-    def lending(self) -> Iterator[None]:
+    def lending(self) -> Generator[None]:
         """Lend the place of the calling thread, which waits in this block for somebody who may need it."""
         with self._lock:
             self._count -= 1

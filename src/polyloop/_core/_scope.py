@@ -15,7 +15,7 @@ the same time; the thread then raises, and passes the wake-up on as whoever leav
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 from polyloop._core._context import here
@@ -75,7 +75,7 @@ class Scope:
 
 
 @contextlib.contextmanager
-def protected() -> Iterator[Scope | None]:
+def protected() -> Generator[Scope | None]:
     """Protect the block, if this thread's call may be interrupted; gives its scope, if it runs one."""
     scope = here.scope
     if scope is None:
@@ -89,7 +89,7 @@ def protected() -> Iterator[Scope | None]:
 
 
 @contextlib.contextmanager
-def shield() -> Iterator[None]:
+def shield() -> Generator[None]:
     """Let the calling thread wait in this block although its call was, or is, cancelled.
 
     For sync code that cleans up, and has to wait for that: everything in the block behaves as outside of any call, and

@@ -64,7 +64,8 @@ class Queue[T]:
         self._putters: Line = deque()
         self._joiners: Line = deque()
         self._room = Stock(math.ceil(maxsize)) if 0 < maxsize < math.inf else None
-        self._places = self._room.free if self._room is not None else None  # None: as many as anybody wants
+        # None: as many as anybody wants.
+        self._places: deque[None] | None = self._room.free if self._room is not None else None
         self._tally = Tally()
         self._units = self._tally.units
         self._down: deque[None] = deque(maxlen=1)  # filled once, for good
@@ -424,7 +425,7 @@ class Queue[T]:
                 seen, or got, until that has taken it back.
         """
         self._down.append(None)
-        self._places = deque(maxlen=0)  # none left, and none to come
+        self._places = deque[None](maxlen=0)  # none left, and none to come
         if immediate:
             self.clear()
         wake_all(self._getters)
