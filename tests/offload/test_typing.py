@@ -3,6 +3,8 @@
 from collections.abc import Callable, Coroutine
 from typing import Any, assert_type
 
+import pytest
+
 import polyloop
 from polyloop.runtime import RuntimeFuture
 
@@ -78,6 +80,7 @@ async def wrong_calls(tg: polyloop.TaskGroup) -> None:
     polyloop.spawn(coroutine, 1)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("processes")
 def test_the_types_are_those_of_the_values() -> None:
     """Each function above runs; what it asserts of types is checked by mypy and pyright."""
 
