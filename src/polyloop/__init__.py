@@ -3,7 +3,7 @@
 The layers, each of which imports only what stands below it::
 
     cli/       polyloop run | doctor | bench        testing/   paused loops, blocked-detector, fake clock
-    tasks/     TaskGroup, gather, map
+    tasks/     TaskGroup, gather, map, as_completed, race
     offload/   to_thread, offload, async_wrap: sync code on threads, or on any executor
     distributed/  an executor on a Dask cluster; imported when it is asked for
     runtime/   Runtime, run, placement, signals, shutdown
@@ -33,7 +33,15 @@ from polyloop.offload import async_wrap, offload, sleep_sync, thread_pool, to_th
 from polyloop.queues import LifoQueue, PriorityQueue, Queue, SimpleQueue
 from polyloop.runtime import Runtime, ShutdownReport, Worker, current_runtime, run, spawn
 from polyloop.sync import Barrier, BoundedSemaphore, CapacityLimiter, Condition, Event, Lock, RLock, Semaphore
-from polyloop.tasks import TaskGroup, TaskHandle, gather, map  # noqa: A004 - what it is called everywhere
+from polyloop.tasks import (
+    TaskGroup,
+    TaskHandle,
+    as_completed,
+    first_success,
+    gather,
+    map,  # noqa: A004 - what it is called everywhere
+    race,
+)
 
 __version__ = "0.1.0"
 
@@ -67,12 +75,15 @@ __all__ = (
     "UnreliableLoopError",
     "Worker",
     "WorkerDiedError",
+    "as_completed",
     "async_wrap",
     "current_runtime",
+    "first_success",
     "from_thread",
     "gather",
     "map",
     "offload",
+    "race",
     "run",
     "sleep_sync",
     "spawn",

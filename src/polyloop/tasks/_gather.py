@@ -5,18 +5,30 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal, overload
 
 from polyloop._core._handle import TaskHandle
-from polyloop.runtime._current import running_runtime
+from polyloop.tasks._progress import ProgressHook, watch
+from polyloop.tasks._spread import spread
 
 
 @overload
 def gather[T](
-    *aws: Coroutine[Any, Any, T] | Awaitable[T], return_exceptions: Literal[False] = False
+    *aws: Coroutine[Any, Any, T] | Awaitable[T],
+    return_exceptions: Literal[False] = False,
+    limit: int | None = None,
+    progress: ProgressHook | None = None,
 ) -> "asyncio.Future[list[T]]": ...
 @overload
 def gather[T](
-    *aws: Coroutine[Any, Any, T] | Awaitable[T], return_exceptions: bool
+    *aws: Coroutine[Any, Any, T] | Awaitable[T],
+    return_exceptions: bool,
+    limit: int | None = None,
+    progress: ProgressHook | None = None,
 ) -> "asyncio.Future[list[T | BaseException]]": ...
-def gather(*aws: Awaitable[Any], return_exceptions: bool = False) -> "asyncio.Future[list[Any]]":
+def gather(
+    *aws: Awaitable[Any],
+    return_exceptions: bool = False,
+    limit: int | None = None,
+    progress: ProgressHook | None = None,
+) -> "asyncio.Future[list[Any]]":
     """Run awaitables concurrently; ``asyncio.gather`` with coroutines spread over all loops.
 
     Coroutines become tasks on the runtime's loops. Handles are awaited where they run. Futures and tasks of this loop
@@ -24,37 +36,34 @@ def gather(*aws: Awaitable[Any], return_exceptions: bool = False) -> "asyncio.Fu
 
     Args:
         return_exceptions: Whether exceptions are returned in the list instead of raised.
+        limit: Most of the coroutines that run at once; the others wait for their turn, in their order.
+        progress: Called with a ``Progress`` on this loop, each time that one has ended; what it raises goes to the
+            loop's exception handler.
     Returns:
         A future of this loop: the list of results, in the order of ``aws``.
     Raises:
         RuntimeError: no loop runs on this thread; nothing was started, and the coroutines were closed.
-        BaseException: what the first to fail raised; the others run on.
+        ValueError: ``limit`` is below 1; the same.
+        BaseException: what the first to fail raised; the others run on, and those that wait are started.
     Cancellation: cancels all that are not done.
     Thread safety: call it on a thread that runs a loop.
 
     .. versionadded:: 0.1
+    .. versionchanged:: 0.3 ``limit`` and ``progress``.
     """
-    runtime = running_runtime()
-    futures: dict[int, Awaitable[Any]] = {}  # one for each awaitable, however often it is given
-    try:
-        asyncio.get_running_loop()  # before anything is started: the future that is returned belongs to it
-        for aw in aws:
-            if id(aw) not in futures:
-                started = runtime.submit(aw) if runtime is not None and asyncio.iscoroutine(aw) else aw
-                futures[id(aw)] = _future_of(started)
-    except BaseException:  # no loop; or a runtime that was closed meanwhile, which has closed what it refused
-        for aw in aws:
-            if id(aw) not in futures and asyncio.iscoroutine(aw):
-                aw.close()
-        raise
-    return asyncio.gather(*[futures[id(aw)] for aw in aws], return_exceptions=return_exceptions)
+    futures = spread(aws, limit)
+    if progress is not None:
+        watch(progress, futures.values())
+    waited = {key: _local(future) for key, future in futures.items()}
+    return asyncio.gather(*[waited[id(aw)] for aw in aws], return_exceptions=return_exceptions)
 
 
-def _future_of(aw: Awaitable[Any]) -> Awaitable[Any]:
-    if not isinstance(aw, TaskHandle):
-        return asyncio.ensure_future(aw)
-    task = aw._local_task()
+def _local(future: "TaskHandle[Any] | asyncio.Future[Any]") -> Any:
+    """The task itself, if it runs on this loop: asyncio does the rest with less."""
+    if not isinstance(future, TaskHandle):
+        return future
+    task = future._local_task()
     if task is None:
-        return aw  # future-like
-    aw._watched = True  # gather looks at the task's exception
+        return future  # future-like
+    future._watched = True  # gather looks at the task's exception
     return task

@@ -59,7 +59,7 @@ def watch(hook: ProgressHook, futures: Iterable[Any]) -> None:
 
     def ended(future: Any) -> None:
         # Not exception(): to have looked at it is for whoever wants the result.
-        tally.add(future.cancelled() or future._exception is not None)
+        tally.add(future.cancelled() or getattr(future, "_exception", None) is not None)
 
     for future in several:
         future.add_done_callback(ended)
