@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import calls, curves, offload, posts, queues, quiet, single, sync
+from benchmarks import calls, curves, maps, offload, posts, queues, quiet, single, sync
 from benchmarks._measure import Report, environment
 
 BENCHMARKS: dict[str, Callable[[int], Report]] = {
@@ -22,6 +22,9 @@ BENCHMARKS: dict[str, Callable[[int], Report]] = {
     "offload": offload.run,
     "offload-limited": offload.limited,
     "offload-places": offload.places,
+    "map-cpu": maps.cpu,
+    "map-calls": maps.calls,
+    "map-memory": maps.memory,
     "single": single.run,
     "idle": quiet.idle,
     "busy": quiet.busy,

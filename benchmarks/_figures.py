@@ -6,7 +6,7 @@ A topic's table is ``queues.txt``: Markdown, but no page of its own; its chart i
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import offload, queues, sync
+from benchmarks import maps, offload, queues, sync
 from benchmarks._contenders import AIOLOGIC, ASYNCIO, CULSANS, FED, JANUS, PEERS, QUEUE, SIMPLE
 from benchmarks._measure import Report, environment
 from polyloop.cli.bench._chart import write_chart
@@ -18,6 +18,7 @@ TOPICS = {
     "queues": ("queue-", "Queues between threads and loops"),
     "sync": ("sync-", "Locks, semaphores, events, conditions"),
     "offload": ("offload", "Calls off the loops"),
+    "map": ("map-", "Many calls at once"),
 }
 BEST = "best of the others"
 
@@ -33,12 +34,19 @@ def write(folder: Path, reports: Reports, rounds: int) -> list[Path]:
         table = folder / f"{topic}.txt"
         table.write_text(_page(mine, rounds), encoding="utf-8")
         written.append(table)
-        panels = {"queues": _queue_panels, "sync": _sync_panels, "offload": _offload_panels}[topic](mine)
+        panels = {"queues": _queue_panels, "sync": _sync_panels, "offload": _offload_panels, "map": _map_panels}[topic](
+            mine
+        )
         if panels:
             chart = folder / f"{topic}.svg"
             write_chart(chart, title, _conditions(rounds), panels)
             written.append(chart)
     return written
+
+
+def _panels(topic: str, reports: Reports) -> list[Panel]:
+    draw = {"queues": _queue_panels, "sync": _sync_panels, "offload": _offload_panels, "map": _map_panels}
+    return draw[topic](reports)
 
 
 def _conditions(rounds: int) -> str:
@@ -171,6 +179,23 @@ def _offload_panels(reports: Reports) -> list[Panel]:
             panels.append(
                 _bars(f"A task {case}: rate, one loop's is 1", "times", list(names), (Series("rate", rates),))
             )
+    return panels
+
+
+def _map_panels(reports: Reports) -> list[Panel]:
+    panels: list[Panel] = []
+    if report := reports.get("map-cpu"):
+        names = {"bare": maps.BARE, "map": maps.ORDERED, "unordered": maps.UNORDERED, "on asyncio": maps.ON_ASYNCIO}
+        names |= {"executor": maps.EXECUTOR, "asyncio": maps.ASYNCIO}
+        rates = tuple(report.figures[maps.BARE] / report.figures[name] for name in names.values())
+        panels.append(
+            _bars("CPU tasks of 1 ms: rate, bare threads' is 1", "times", list(names), (Series("rate", rates),))
+        )
+    if report := reports.get("map-calls"):
+        names = {"map": maps.ORDERED, "executor": maps.EXECUTOR, "asyncio": maps.ASYNCIO}
+        names |= {"map, async": maps.TASKS, "gather": maps.GATHER}
+        values = tuple(report.figures[name] for name in names.values())
+        panels.append(_bars("A call that does nothing", "µs", list(names), (Series("µs", values),), 1))
     return panels
 
 

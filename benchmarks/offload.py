@@ -107,7 +107,7 @@ async def compute_here(steps: int) -> int:
     return compute(steps)
 
 
-def _steps_for(seconds: float) -> int:
+def steps_for(seconds: float) -> int:
     """How many steps take as long as that, alone on a core."""
     steps = 20_000
     took: list[float] = []
@@ -133,7 +133,7 @@ async def _timed(make: Callable[[], Coroutine[Any, Any, Any]], count: int) -> fl
 def places(rounds: int) -> Report:
     """The same tasks, all at once, on loops and wherever ``offload`` takes them; microseconds a task, all in all."""
     report = Report("many tasks at once, by place", "µs a task")
-    long, short = _steps_for(0.001), _steps_for(0.00001)
+    long, short = steps_for(0.001), steps_for(0.00001)
     cases: dict[str, tuple[int, Callable[..., Any], Callable[..., Coroutine[Any, Any, Any]], Any]] = {
         LONG_CASE: (LONG, compute, compute_here, long),
         SHORT_CASE: (SHORT, compute, compute_here, short),

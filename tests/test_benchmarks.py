@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from benchmarks import _figures, offload, queues, sync
+from benchmarks import _figures, maps, offload, queues, sync
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks._contenders import CONTENDERS
 from benchmarks._measure import Report, medians
@@ -101,6 +101,17 @@ def few_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     processes.end(30)
     own.end_interpreters(wait=True)
+
+
+def test_maps_are_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against bare threads and others; and the memory of an endless one."""
+    for name, size in {"COUNT": 8, "EMPTY": 64, "FIRST": 100, "LAST": 200}.items():
+        monkeypatch.setattr(maps, name, size)
+    reports = {name: BENCHMARKS[name](1) for name in BENCHMARKS if name.startswith("map-")}
+    assert len(reports) == 3
+    assert all(report.goals for report in reports.values())
+    written = _figures.write(tmp_path, reports, 1)
+    assert [path.name for path in written] == ["map.txt", "map.svg"]
 
 
 @pytest.mark.usefixtures("few_calls")
