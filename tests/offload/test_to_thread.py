@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import contextvars
-import gc
 import os
 import sys
 import threading
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.helpers import until
+from tests.offload.calls import freed_without_the_collector
 
 import polyloop
 from polyloop._core import _pool, _prims
@@ -24,7 +24,7 @@ from polyloop.testing import Gate, TestLoop
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPool]:
     """A fresh pool in place of the process-wide one."""
-    fresh = ThreadPool()
+    fresh = ThreadPool(idle_timeout=3600)  # no thread retires because the machine stalls
     monkeypatch.setattr(_pool.shared, "pool", fresh)
     yield fresh
     fresh.end_idle(30)
@@ -92,23 +92,17 @@ def test_a_failure_leaves_no_cycle_behind(pool: ThreadPool) -> None:
     class Thing:
         pass
 
-    def fail() -> None:
-        thing = Thing()
-        alive.add(thing)
+    def fail(argument: Thing) -> None:
+        local = Thing()
+        alive.update((argument, local))
         raise ValueError
 
     async def main() -> None:
         with contextlib.suppress(ValueError):
-            await polyloop.to_thread(fail)
+            await polyloop.to_thread(fail, Thing())
 
-    gc.collect()
-    gc.disable()
-    try:
+    with freed_without_the_collector(alive):
         asyncio.run(main())
-        asyncio.run(polyloop.to_thread(int))  # what the thread made and others dropped is freed when it runs next
-        until(lambda: not alive)
-    finally:
-        gc.enable()
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, StopAsyncIteration])
