@@ -4,10 +4,12 @@ import asyncio
 import json
 import pickle
 import queue
+from dataclasses import dataclass
 from typing import Self
 
 import pytest
 
+from polyloop import Runtime, TaskHandle
 from polyloop._core import _errors
 from polyloop._core._errors import Lagged, PolyloopError, copy_exception
 
@@ -69,6 +71,11 @@ class Counted(Exception):
 class Frozen(Exception):
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(name)
+
+
+@dataclass(frozen=True)
+class FrozenData(Exception):
+    """It has no attributes, and refuses those of the interpreter."""
 
 
 def caught(exc: BaseException) -> BaseException:
@@ -148,7 +155,27 @@ def test_one_that_cannot_be_copied_is_handed_on_itself() -> None:
     """A shared object is better than another error in its place."""
     exc = Frozen("a")
     exc.__dict__["b"] = 1
+    bare = FrozenData()
     assert copy_exception(exc) is exc
+    assert copy_exception(bare) is bare
+
+
+def test_one_that_cannot_be_copied_reaches_all_who_wait_for_its_task() -> None:
+    """A task on another loop, and a plain thread."""
+
+    async def fail() -> None:
+        raise FrozenData
+
+    async def wait(handle: TaskHandle[None]) -> None:
+        with pytest.raises(FrozenData):
+            await handle
+
+    with Runtime(loops=2) as runtime:
+        here, there = runtime.workers
+        failing = runtime.spawn(fail, on=here)
+        runtime.spawn(wait, failing, on=there).result(30)
+        with pytest.raises(FrozenData):
+            failing.result(30)
 
 
 def test_notes_of_a_copy_are_its_own() -> None:

@@ -129,7 +129,20 @@ def a_flag(it: Interleaving) -> None:
     check(it, waiter, holds)
 
 
-@pytest.mark.parametrize("scenario", [an_item, an_item_for_two, a_lock, a_permit, a_notification, a_flag])
+def a_promise(it: Interleaving) -> None:
+    """Whoever is found asleep raises, though its own wake-up comes at that moment: nobody need interrupt it."""
+    event, scope = Event(), Scope()
+    waiter = it.thread(in_scope(scope, event.sync.wait), name="waiter")
+    canceller = it.thread(scope.cancel, name="canceller")
+    it.thread(event.set, name="setter")
+
+    def holds(got: bool) -> None:
+        assert not (got and canceller.result()), "it went on, and nobody will tell it again"
+
+    check(it, waiter, holds)
+
+
+@pytest.mark.parametrize("scenario", [an_item, an_item_for_two, a_lock, a_permit, a_notification, a_flag, a_promise])
 def test_nothing_is_lost_between_a_wake_up_and_a_cancellation(scenario: Callable[[Interleaving], None]) -> None:
     """With every order of few preemptions."""
     explore(scenario, preemptions=2, schedules=400)

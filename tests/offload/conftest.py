@@ -1,4 +1,4 @@
-"""What the tests of offloading share: fresh pools in place of the process-wide ones."""
+"""What the tests of offloading share: a loop, and fresh pools in place of the process-wide ones."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,7 @@ from polyloop._core import _pool
 from polyloop._core._pool import ThreadPool
 from polyloop.offload import _processes, _targets
 from polyloop.offload._processes import SharedProcesses
+from polyloop.testing import TestLoop
 
 
 @pytest.fixture
@@ -31,8 +32,15 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[_targets._Own]:
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPool]:
     """A fresh pool of threads."""
-    fresh = ThreadPool()
+    fresh = ThreadPool(idle_timeout=3600)  # no thread retires because the machine stalls
     monkeypatch.setattr(_pool.shared, "pool", fresh)
     yield fresh
     fresh.end_idle(30)
     assert (fresh.queued, fresh.abandoned) == (0, 0)
+
+
+@pytest.fixture
+def loop() -> Iterator[TestLoop]:
+    """A loop of polyloop's own."""
+    with TestLoop("caller") as loop:
+        yield loop

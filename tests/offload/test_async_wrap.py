@@ -13,7 +13,8 @@ import pytest
 from tests.offload import wrapped
 
 import polyloop
-from polyloop.testing import Gate, TestLoop
+from polyloop.offload import _errand
+from polyloop.testing import Gate, TestLoop, TestThread
 
 variable = contextvars.ContextVar("variable", default="unset")
 
@@ -317,6 +318,42 @@ def test_a_call_to_a_loop_that_was_stopped_meanwhile_can_be_cancelled(left: Test
     right.wait_all_blocked()
     right.run(right.loop.shutdown_default_executor)
     assert not ran
+
+
+def test_a_loop_that_is_closed_before_the_call_begins_ends_it(left: TestLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call was handed over and never looked at: its caller is told, though nothing else happens on its loop."""
+    monkeypatch.setattr(_errand, "_WATCH", 0.01)
+    limiter = polyloop.CapacityLimiter(1)
+    gate = Gate()
+    other = asyncio.new_event_loop()
+
+    def stop() -> None:
+        gate.pause()
+        other.stop()
+
+    thread = TestThread(other.run_forever)
+    other.call_soon_threadsafe(stop)
+    gate.reached()
+    handle = left.spawn(polyloop.async_wrap(loop=other, limit=limiter)(int))
+    left.wait_all_blocked()
+    gate.open()
+    thread.result()
+    other.close()
+    with pytest.raises(RuntimeError, match="was closed before the call began"):
+        handle.result(30)
+    assert limiter.borrowed_tokens == 0
+
+
+def test_a_call_that_is_abandoned_elsewhere_is_no_abandoned_thread(left: TestLoop) -> None:
+    """An executor that is not known to have threads of ours runs it, in another process perhaps."""
+    gate = Gate()
+    handle = left.spawn(polyloop.async_wrap(executor=ThreadEach(), on_cancel="abandon")(gate.pause))
+    gate.reached()
+    handle.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        handle.result(30)
+    assert polyloop.thread_pool().abandoned == 0
+    gate.open()
 
 
 # Processes

@@ -4,78 +4,21 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 from tests.helpers import until
+from tests.offload.calls import Offloaded
 
 import polyloop
 from polyloop import from_thread, queues, sync
-from polyloop._core import _overdue, _pool
+from polyloop._core import _overdue
 from polyloop._core._context import here
 from polyloop._core._pool import ThreadPool
 from polyloop._core._scope import Scope
 from polyloop.offload._call import OnCancel
 from polyloop.testing import Gate, TestLoop, TestThread
-
-
-@pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadPool]:
-    """A fresh pool in place of the process-wide one."""
-    fresh = ThreadPool()
-    monkeypatch.setattr(_pool.shared, "pool", fresh)
-    yield fresh
-    fresh.end_idle(30)
-    assert (fresh.queued, fresh.abandoned) == (0, 0)
-
-
-@pytest.fixture
-def loop() -> Iterator[TestLoop]:
-    """A loop of polyloop's own."""
-    with TestLoop("caller") as loop:
-        yield loop
-
-
-class Offloaded:
-    """A call of ``fn`` that was made on a loop, and what happens in it.
-
-    Attributes:
-        scope: That of the call, once it runs.
-        raised: What ended it.
-    """
-
-    def __init__(self, loop: TestLoop, fn: Callable[[], object], **options: Any) -> None:
-        self.scope: Scope | None = None
-        self.raised: BaseException | None = None
-        self.returned: object = None
-
-        def run() -> object:
-            self.scope = here.scope
-            try:
-                self.returned = fn()
-            except BaseException as exc:
-                self.raised = exc
-                raise
-            return self.returned
-
-        async def call() -> object:
-            return await polyloop.to_thread(run, **options)
-
-        self.handle = loop.spawn(call)
-
-    def asleep(self) -> bool:
-        """Whether its thread waits, or is about to."""
-        return self.scope is not None and bool(self.scope._parked)
-
-    def cancel(self) -> asyncio.CancelledError:
-        """Cancel its caller, and wait for that to end."""
-        self.handle.cancel("enough")
-        with pytest.raises(asyncio.CancelledError) as caught:
-            self.handle.result(30)
-        assert caught.value.args == ("enough",)
-        return caught.value
-
 
 # Every wait
 

@@ -14,6 +14,7 @@ import polyloop
 from polyloop import from_thread, queues, sync
 from polyloop._core import _overdue, _pool
 from polyloop._core._pool import ThreadPool
+from polyloop._core._spin import spin_permits
 from polyloop.offload._call import OnCancel
 
 #: Where everything is counted. Interrupts have a race of their own, with functions that share nothing.
@@ -113,6 +114,7 @@ def check_race(
 ) -> dict[str, int]:
     pool = ThreadPool(max_threads=6)
     monkeypatch.setattr(_pool.shared, "pool", pool)
+    permits = len(spin_permits)
     race = Race(rng, seconds, policies)
     polyloop.run(race.run(), loops=2)
     until(lambda: pool.idle == pool.threads and not _overdue._calls)  # abandoned calls are on their way out
@@ -120,6 +122,7 @@ def check_race(
     assert (pool.queued, pool.abandoned, pool._lent) == (0, 0, 0)
     left = sorted([*race.source._items, *race.target._items])
     assert left == list(range(next(race.numbers))), "an item was lost, or is there twice"
+    assert len(spin_permits) == permits
     assert (race.permits.value, race.lock.locked(), race.condition.locked()) == (2, False, False)
     return race.ended
 

@@ -1,13 +1,16 @@
 """From sync code back to a loop: where it runs there, what it sees, and what a cancellation does to it."""
 
 import asyncio
+import contextlib
 import contextvars
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from tests.helpers import until
+from tests.offload.calls import Offloaded, freed_without_the_collector
 
 import polyloop
 from polyloop import from_thread
@@ -96,6 +99,33 @@ def test_what_it_raises_is_raised_in_the_thread(run: Callable[[Callable[[], Any]
         assert (await polyloop.to_thread(work))[-1] == "fail"
 
     run(main)
+
+
+@pytest.mark.parametrize("catches", [True, False])
+def test_a_failure_leaves_no_cycle_behind(pool: ThreadPool, catches: bool) -> None:
+    """What the function got is free when the exception is dropped, in it or by its caller, without the collector."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Thing:
+        pass
+
+    async def fail() -> None:
+        raise LookupError
+
+    def work(thing: Thing) -> None:
+        alive.add(thing)
+        try:
+            from_thread.run(fail)
+        except LookupError:
+            if not catches:
+                raise
+
+    async def main() -> None:
+        with contextlib.suppress(LookupError):
+            await polyloop.to_thread(work, Thing())
+
+    with freed_without_the_collector(alive):
+        asyncio.run(main())
 
 
 def test_a_plain_thread_names_its_runtime() -> None:
@@ -236,6 +266,36 @@ def test_cancelling_the_call_cancels_the_task_and_waits_for_its_end(left: TestLo
     assert order == ["task", "thread", "caller"]
 
 
+def test_what_the_task_raises_when_it_is_cancelled_is_the_context(left: TestLoop, pool: ThreadPool) -> None:
+    """Of the ``CancelledError`` in the thread, and of that of the thread's caller: it is not lost."""
+    begun: list[str] = []
+    contexts: list[BaseException | None] = []
+
+    async def task() -> None:
+        begun.append("task")
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            raise OSError("while cleaning up")
+
+    def work() -> None:
+        try:
+            from_thread.run(task)
+        except asyncio.CancelledError as exc:
+            contexts.append(exc.__context__)
+            raise
+
+    handle = left.spawn(polyloop.async_wrap(work))
+    until(lambda: begun)
+    handle.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        handle.result(30)
+    for context in (*contexts, caught.value.__context__):
+        assert isinstance(context, OSError)
+        assert context.args == ("while cleaning up",)
+    assert len(contexts) == 1
+
+
 def test_a_cancelled_call_starts_no_task(left: TestLoop, pool: ThreadPool) -> None:
     """It is told at the door; in a shield it may."""
     gate = Gate()
@@ -311,6 +371,17 @@ def test_sleeping_for_no_time_sleeps_not(left: TestLoop, seconds: float) -> None
         polyloop.sleep_sync(seconds)
 
     left.run(nap)
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), 1e12])
+def test_sleeping_for_longer_than_a_lock_can_wait_ends_with_the_call(
+    left: TestLoop, pool: ThreadPool, seconds: float
+) -> None:
+    """It is a sleep like any other, until it is cancelled."""
+    call = Offloaded(left, lambda: polyloop.sleep_sync(seconds))
+    until(call.asleep)
+    call.cancel()
+    assert isinstance(call.raised, asyncio.CancelledError)
 
 
 def test_a_loop_does_not_sleep(left: TestLoop) -> None:
