@@ -13,6 +13,9 @@ from polyloop.runtime._executor import RuntimeExecutor, is_async_function
 from polyloop.runtime._future import RuntimeFuture
 from polyloop.sync._capacity import CapacityLimiter
 
+#: Seconds between two looks at a loop that has a call and has not begun it. A guess: loops are rarely closed under one.
+_WATCH = 0.5
+
 
 class Errand:
     """The way of one call through an executor.
@@ -26,6 +29,7 @@ class Errand:
         self._call = call
         self._future: Future[Any] | None = None  # None: it goes by way of a loop
         self._unclaimed = [None]
+        self._watcher: asyncio.TimerHandle | None = None  # on the caller's loop, if the call goes to another
 
     def submit(self, executor: Executor) -> None:
         """Hand the call over. Raises what the executor raises."""
@@ -44,7 +48,27 @@ class Errand:
         if loop is asyncio.get_running_loop():
             self._submit_there(loop)
         else:
-            loop.call_soon_threadsafe(_Submission(self, loop))
+            loop.call_soon_threadsafe(self._submit_there, loop)
+            self._watch(loop)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On the caller's loop: look now and then whether ``loop`` was closed before the call began.
+
+        A closed loop drops what it has not run, and a ``__del__`` could tell. But without the GIL what this thread has
+        made is freed by this thread, when it runs next: if it sleeps, nobody is told.
+        """
+        if not self._unclaimed:
+            return
+        if loop.is_closed():
+            self._give_up(RuntimeError(f"async_wrap(loop=...): {loop!r} was closed before the call began"))
+        else:
+            self._watcher = asyncio.get_running_loop().call_later(_WATCH, self._watch, loop)
+
+    def stop_watching(self) -> None:
+        """The call has ended for its caller, on whose loop this is."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None  # and the timer holds this
 
     def _submit_there(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -101,26 +125,6 @@ class Errand:
             self._call.end(future.result(), None)
 
 
-class _Submission:
-    """Submits on another loop; one that is closed drops what it has not run, and so tells."""
-
-    __slots__ = ("_errand", "_loop")
-
-    def __init__(self, errand: Errand, loop: asyncio.AbstractEventLoop) -> None:
-        self._errand: Errand | None = errand
-        self._loop = loop
-
-    def __call__(self) -> None:
-        errand, self._errand = self._errand, None
-        assert errand is not None
-        errand._submit_there(self._loop)
-
-    def __del__(self) -> None:
-        if self._errand is not None:
-            why = f"async_wrap(loop=...): {self._loop!r} was closed before the call began"
-            self._errand._give_up(RuntimeError(why))
-
-
 async def on_executor(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
@@ -150,7 +154,10 @@ async def on_executor(
     except BaseException:
         call.give_token_back()
         raise
-    return await finish(call, errand.withdraw, on_cancel)
+    try:
+        return await finish(call, errand.withdraw, on_cancel)
+    finally:
+        errand.stop_watching()
 
 
 def shares_memory(executor: Executor) -> bool:
