@@ -41,6 +41,13 @@ def free_threaded_to_the_end() -> Iterator[None]:
     assert not gil_came_on()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What goes through all orders takes long, and is the same on every build."""
+    for item in items:
+        if item.path.stem.endswith("_interleavings"):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The run ends when its summary has been shown, also where a test that failed has left a thread behind."""
     if leaks.threads_that_hold_the_process():
