@@ -15,10 +15,11 @@ from polyloop._core._worker import Worker
 from polyloop.offload._targets import OffloadTo, Target, resolve
 from polyloop.runtime._placement import PlacementName, policy_for
 from polyloop.runtime._routing import On
+from polyloop.tasks._map_board import Lane
 from polyloop.tasks._map_executor import ExecutorLane
 from polyloop.tasks._map_pumps import PumpLane
 from polyloop.tasks._map_results import MapResults
-from polyloop.tasks._map_stream import Lane, Stream
+from polyloop.tasks._map_stream import Stream
 from polyloop.tasks._map_tasks import TaskLane
 from polyloop.tasks._progress import ProgressHook, Tally
 from polyloop.tasks._start import checked_limit

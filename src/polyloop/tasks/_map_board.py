@@ -10,8 +10,9 @@ bringer sees what was set before it. In every order: ``tests/tasks/test_map_inte
 """
 
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
+from polyloop._core._port import Port
 from polyloop._core._waiting import Line, wake_next
 
 #: An item and its number.
@@ -23,6 +24,9 @@ type Outcome = tuple[int, Any, BaseException | None]
 #: What a consumer wants that takes the outcomes as they come.
 ANY = -1
 
+#: What a consumer wants that looks again by itself, a little later.
+NOTHING_NOW = -2
+
 
 class Board:
     """Items to be worked on, and what came of them.
@@ -31,7 +35,7 @@ class Board:
         stop_at_failure: Whether nothing new is to begin when a call has failed.
 
     Attributes:
-        wanted: The number of the outcome that the consumer waits for, or ``ANY``; written at home.
+        wanted: The number of the outcome that the consumer waits for, or ``ANY``, or ``NOTHING_NOW``; written at home.
         stopped: Nothing new is to begin. Set by any thread, for good.
     """
 
@@ -110,3 +114,45 @@ class AsTheyCome:
         left = list(self._kept)
         self._kept.clear()
         return left
+
+
+class Lane(Protocol):
+    """Who runs the calls of a map. For home only, but for ``cancel_soon``.
+
+    Attributes:
+        ahead: How many items are to be ready beside those that run.
+    """
+
+    ahead: int
+
+    def start(self, home: Port, board: Board) -> None:
+        """Take up the work; before anything else."""
+        ...
+
+    def feed(self) -> None:
+        """An item was added."""
+        ...
+
+    def starved(self) -> bool:
+        """Whether more items should have been ready, since this was asked last."""
+        ...
+
+    def crowded(self) -> bool:
+        """Whether waking the consumer takes a core from a call."""
+        ...
+
+    def idle(self) -> bool:
+        """Whether nothing runs."""
+        ...
+
+    def cancel(self, *, abandoned: bool) -> None:
+        """Cancel what runs, after the board was stopped; nobody waits for what is abandoned."""
+        ...
+
+    def cancel_soon(self) -> None:
+        """Cancel what can be cancelled by any thread, in the middle of anything."""
+        ...
+
+    def forget(self) -> None:
+        """Nothing runs any more: hold nothing that holds this."""
+        ...

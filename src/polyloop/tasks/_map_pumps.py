@@ -34,6 +34,8 @@ from polyloop._core._waiting import wake_next
 from polyloop.sync._capacity import CapacityLimiter
 from polyloop.tasks._map_board import Board, Outcome
 
+_CORES = _prims.usable_cores()
+
 
 class Pump(Completion[None]):
     """A job of the pool that works on items until there is none; done when the map was ended and it rests for good."""
@@ -91,6 +93,7 @@ class PumpLane:
         self._pool = pool
         self._board: Board
         self._pumps: list[Pump] = []  # all that were made
+        self._dry = False  # a pump has found no item; set by any, a hint
         self._resting: deque[Pump] = deque()  # appended by the pump itself, popped by whoever gives it to the pool
 
     @property
@@ -125,8 +128,13 @@ class PumpLane:
             raise
 
     def starved(self) -> bool:
-        """Whether pumps rest for want of items."""
-        return bool(self._resting) and not self._board.ready
+        """Whether a pump has found no item since this was asked last."""
+        dry, self._dry = self._dry, False
+        return dry
+
+    def crowded(self) -> bool:
+        """Whether there is a call on every core."""
+        return len(self._pumps) - len(self._resting) >= _CORES
 
     def idle(self) -> bool:
         """Whether nothing runs."""
@@ -172,6 +180,7 @@ class PumpLane:
 
     def rest(self, pump: Pump) -> None:
         """Rest; go on at once if an item has come meanwhile."""
+        self._dry = True
         self._resting.append(pump)
         board = self._board
         if board.ready and not board.stopped:

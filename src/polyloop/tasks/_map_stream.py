@@ -7,6 +7,10 @@
 An iterable is read by the consumer itself, when it asks for the next result. An asynchronous one is read by a task of
 its own, the *reader*, as its items may come while the consumer waits for a result, and the other way round.
 
+Waking the consumer takes a core from a thread that computes. So if results come fast and there is a call on every core,
+the consumer *naps*: it looks at what has arrived by itself, once in ``NAP`` seconds, and is woken before only by a
+thread that has nothing to do.
+
 How it ends. ``stop`` lets nothing new begin and cancels what runs; ``close`` waits for that. It is done by whoever
 finds out: the consumer that is cancelled or gets a failure, leaves a ``with`` block, or has all results. An iterator
 that is dropped can wait for nothing: a task waits instead.
@@ -15,13 +19,14 @@ that is dropped can wait for nothing: a task waits instead.
 import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from polyloop._core._context import here
 from polyloop._core._port import Port, current_port
 from polyloop._core._waiting import NOTHING, Nothing, until, wake_all
-from polyloop.tasks._map_board import ANY, AsTheyCome, Board, InOrder, Outcome
+from polyloop.tasks._map_board import ANY, NOTHING_NOW, AsTheyCome, Board, InOrder, Lane, Outcome
 from polyloop.tasks._progress import Tally
+from polyloop.tasks._start import report_failures
 
 #: Most items that are taken beyond ``limit``, unless the limit is higher: some milliseconds of the shortest calls.
 MAX_AHEAD = 256
@@ -29,26 +34,11 @@ MAX_AHEAD = 256
 #: Results that a consumer gets in a row before it lets its loop have a turn. A guess.
 _IN_A_ROW = 64
 
+#: Seconds of a nap: what a result may come late, where more than one comes in that time. A guess: a hundred wake-ups.
+NAP = 0.002
+
 #: All results were yielded.
 END: Final = (-1, None, None)
-
-
-class Lane(Protocol):
-    """Who runs the calls.
-
-    Attributes:
-        ahead: How many items are to be ready beside those that run.
-    """
-
-    ahead: int
-
-    def start(self, home: Port, board: Board) -> None: ...
-    def feed(self) -> None: ...
-    def starved(self) -> bool: ...
-    def idle(self) -> bool: ...
-    def cancel(self, *, abandoned: bool) -> None: ...
-    def cancel_soon(self) -> None: ...
-    def forget(self) -> None: ...
 
 
 class Stream:
@@ -79,6 +69,8 @@ class Stream:
         self._taken = 0
         self._yielded = 0
         self._in_a_row = 0
+        self._waited_at = 0.0  # when the consumer had to wait last, and how many it had got by then
+        self._yielded_then = 0
         self._total: int | None = None  # known when the source has ended
         self._source_error: BaseException | None = None
         self._busy = False
@@ -123,12 +115,41 @@ class Stream:
         if isinstance(found, Nothing):
             self._in_a_row = 0
             self._grow()
-            found = await until(self._board.line, self._attempt)
+            found = await self._wait()
         self._in_a_row += 1
         if found is not END:
             self._yielded += 1
             self._make_room()
         return found
+
+    async def _wait(self) -> Outcome:
+        nap = self._nap()
+        try:
+            return await until(self._board.line, self._attempt)
+        finally:
+            if nap is not None:
+                nap.cancel()
+                self._want()
+
+    def _nap(self) -> asyncio.TimerHandle | None:
+        """Begin a nap, if it is worth one."""
+        loop = self._loop_of_home()
+        now, yielded = loop.time(), self._yielded
+        passed, got = now - self._waited_at, yielded - self._yielded_then
+        self._waited_at, self._yielded_then = now, yielded
+        if not (0 < passed < NAP * got and self._lane.crowded()):
+            return None
+        self._board.wanted = NOTHING_NOW
+        return loop.call_later(NAP, self._end_nap)
+
+    def _end_nap(self) -> None:
+        self._want()
+        wake_all(self._board.line)
+
+    def _want(self) -> None:
+        """Say what the consumer is to be woken for."""
+        if not self._closed:
+            self._board.wanted = ANY if self._tally is not None else self._shelf.next
 
     def raises(self, exc: BaseException) -> bool:
         """Whether an outcome's exception is raised rather than yielded."""
@@ -184,8 +205,8 @@ class Stream:
     def _begin(self) -> None:
         home = current_port()
         self._lane.start(home, self._board)
-        self._board.wanted = ANY if self._tally is not None else self._shelf.next
         self._home = home
+        self._want()
         if isinstance(self._source, AsyncIterator):
             reading = self._read(self._source)
             self._reader = home.loop.create_task(reading, name="polyloop.map reader", context=self._context.copy())
@@ -268,8 +289,7 @@ class Stream:
         self._collect()
         found = self._shelf.take()
         if found is not None:
-            if self._tally is None:
-                self._board.wanted = self._shelf.next
+            self._want()
             return found
         if self._total is None or self._yielded < self._total:
             return NOTHING
@@ -320,13 +340,3 @@ class Stream:
             failures.append(self._source_error)
             self._source_error = None
         report_failures(self._loop_of_home(), "map()", failures, raising)
-
-
-def report_failures(
-    loop: asyncio.AbstractEventLoop, verb: str, failures: list[BaseException], raising: BaseException | None
-) -> None:
-    """Hand exceptions to the handler of this thread's loop that gave way to another end."""
-    failures = [exc for exc in failures if exc is not raising and not isinstance(exc, asyncio.CancelledError)]
-    if failures:
-        message = f"calls of {verb} failed whose results nobody gets"
-        loop.call_exception_handler({"message": message, "exception": BaseExceptionGroup(message, failures)})

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, cast
 
-from polyloop.tasks._map_stream import report_failures
 from polyloop.tasks._spread import spread
+from polyloop.tasks._start import report_failures
 
 
 async def race[T](*aws: Awaitable[T]) -> T:

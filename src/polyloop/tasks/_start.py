@@ -69,3 +69,13 @@ def close_all(aws: Iterable[Awaitable[Any]]) -> None:
     for aw in aws:
         if asyncio.iscoroutine(aw):
             aw.close()
+
+
+def report_failures(
+    loop: asyncio.AbstractEventLoop, verb: str, failures: list[BaseException], raising: BaseException | None
+) -> None:
+    """Hand exceptions to the handler of this thread's loop that gave way to another end."""
+    failures = [exc for exc in failures if exc is not raising and not isinstance(exc, asyncio.CancelledError)]
+    if failures:
+        message = f"calls of {verb} failed whose results nobody gets"
+        loop.call_exception_handler({"message": message, "exception": BaseExceptionGroup(message, failures)})
