@@ -158,7 +158,7 @@ def test_an_abandoned_thread_does_not_hold_the_group_up(run: Run) -> None:
 
 def test_an_interrupted_thread_ends_with_the_group(run: Run) -> None:
     """A function that never asks and never waits on polyloop."""
-    started = polyloop.Event()
+    started = threading.Event()
 
     def busy() -> None:
         started.set()
@@ -168,7 +168,8 @@ def test_an_interrupted_thread_ends_with_the_group(run: Run) -> None:
     async def main() -> None:
         async with polyloop.TaskGroup() as tg:
             tg.start_thread(busy, on_cancel="interrupt")
-            await started.wait()
+            while not started.is_set():
+                await asyncio.sleep(0)
             tg.cancel()
 
     run(main())
