@@ -1,12 +1,14 @@
 """Where cancelling sync code meets something else: runtimes, coroutines that are closed, interrupts at the border."""
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tests.helpers import until
-from tests.offload.calls import Offloaded
+from tests.offload.calls import Offloaded, freed_without_the_collector
 
 import polyloop
 from polyloop import from_thread, queues, sync
@@ -119,6 +121,31 @@ def test_a_closed_coroutine_tells_its_running_call_and_abandons_it(pool: ThreadP
     gate.open()
     until(lambda: pool.abandoned == 0)
     assert told == ["told"]
+
+
+def test_the_failure_of_an_abandoned_call_leaves_no_cycle_behind(pool: ThreadPool) -> None:
+    """Nobody takes its exception, and what its frames hold is free all the same."""
+    pool.max_threads = 1  # its thread runs again: see freed_without_the_collector
+    gate = Gate()
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Thing:
+        pass
+
+    def fail(thing: Thing) -> None:
+        alive.add(thing)
+        gate.pause()
+        raise ValueError
+
+    async def main() -> None:
+        call = asyncio.create_task(polyloop.to_thread(fail, Thing(), on_cancel="abandon"))
+        await asyncio.to_thread(gate.reached)
+        call.cancel()
+        await asyncio.wait([call])
+
+    with freed_without_the_collector(alive):
+        asyncio.run(main())
+        gate.open()
 
 
 # What is no wait, and whose token it is
