@@ -14,6 +14,7 @@ The idea is that of tokio's ``loom`` and of CHESS (Musuvathi and Qadeer, 2007), 
 is the way to explore scenarios that are too long to be explored in full.
 """
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -188,6 +189,12 @@ class Run:
             raise self._error
         self._check()
 
+    def forget(self) -> None:
+        """Let the state of the scenario go at once: a collection for each ten runs would take most of the time."""
+        self._actors.clear()
+        self._by_ident.clear()
+        self._check = lambda: None
+
     def _first(self) -> int:
         index = self._prefix[0] if self._prefix else 0
         self.choices.append((index, len(self._actors)))
@@ -224,6 +231,7 @@ def _explore(scenario: Callable[[Run], object], preemptions: int | None, limit: 
         count += 1
         assert count <= limit, f"more than {limit} interleavings"
         choices = run.choices
+        run.forget()
         while choices and choices[-1][0] + 1 == choices[-1][1]:
             choices.pop()
         if not choices:
@@ -346,6 +354,7 @@ class Lock:
         self._held = False
 
 
+@functools.cache  # CPython 3.13t keeps every class for good
 def stepped[C: type[Any]](cls: C, *names: str) -> C:
     """A subclass of ``cls`` that stops before each access to these attributes, once an instance has a ``run``."""
 

@@ -43,22 +43,23 @@ class CountedPool(ThreadPool):
         job.execute()
 
 
-def impatient(run: Run, pool: ThreadPool) -> Any:
+class Impatient(_PoolThread):
     """A thread of the pool whose idle time is over at every look; one that was taken out of the list sleeps on."""
 
-    class Impatient(_PoolThread):
-        def _spin_a_while(self) -> bool:
-            return False
+    def __init__(self, run: Run, pool: ThreadPool) -> None:
+        super().__init__(pool)
+        self.run_of_model = run
 
-        def _park(self) -> bool:
-            run.wait_until(lambda: bool(self._inbox) or self in pool._idle, "sleeps")
-            return bool(self._inbox)
+    def _spin_a_while(self) -> bool:
+        return False
 
-    return Impatient(pool)
+    def _park(self) -> bool:
+        self.run_of_model.wait_until(lambda: bool(self._inbox) or self in self._pool._idle, "sleeps")
+        return bool(self._inbox)
 
 
 def retiring_thread(run: Run, pool: CountedPool) -> Any:
-    thread = impatient(run, pool)
+    thread = Impatient(run, pool)
     pool._count = 1
     pool._idle.append(thread)
     return thread
@@ -136,7 +137,7 @@ class LivePool(CountedPool):
 
     def be_thread(self, job: Any) -> None:
         """Live as a thread that was started with ``job``, and has its place."""
-        thread = impatient(self.run, self)
+        thread = Impatient(self.run, self)
         thread.give(job)
         try:
             thread.run()
