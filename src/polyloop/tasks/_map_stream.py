@@ -34,8 +34,9 @@ MAX_AHEAD = 256
 #: Results that a consumer gets in a row before it lets its loop have a turn. A guess.
 _IN_A_ROW = 64
 
-#: Seconds of a nap: what a result may come late, where more than one comes in that time. A guess: a hundred wake-ups.
-NAP = 0.002
+#: Seconds of a nap: what a result may come late, where more than one comes in that time. Calls of 1 ms took 3% more
+#: processor time than on bare threads with a wake-up each or naps of 2 ms, and 0.3% more with naps of 5 ms.
+NAP = 0.005
 
 #: All results were yielded.
 END: Final = (-1, None, None)
@@ -114,7 +115,6 @@ class Stream:
         found = self._attempt()
         if isinstance(found, Nothing):
             self._in_a_row = 0
-            self._grow()
             found = await self._wait()
         self._in_a_row += 1
         if found is not END:
@@ -263,7 +263,7 @@ class Stream:
             room.set_result(None)
 
     def _grow(self) -> None:
-        """If the consumer and the lane wait for each other, more items have to be ready: a wake-up costs more."""
+        """If the consumer has to wait and the lane has nothing to do, more items should have been ready."""
         if self._total is None and self._ahead < MAX_AHEAD and self._lane.starved():
             self._ahead = min(2 * self._ahead, MAX_AHEAD)
             self._fill()
@@ -292,6 +292,7 @@ class Stream:
             self._want()
             return found
         if self._total is None or self._yielded < self._total:
+            self._grow()
             return NOTHING
         if self._tally is not None:
             self._tally.tell()
