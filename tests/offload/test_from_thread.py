@@ -6,6 +6,7 @@ import contextvars
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -126,6 +127,29 @@ def test_a_failure_leaves_no_cycle_behind(pool: ThreadPool, catches: bool) -> No
 
     with freed_without_the_collector(alive):
         asyncio.run(main())
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """Refuses every attribute, its traceback included."""
+
+
+@EVERYWHERE
+def test_an_exception_that_refuses_attributes_arrives_as_it_is(run: Callable[[Callable[[], Any]], Any]) -> None:
+    """Nothing on its way touches it."""
+
+    async def fail() -> None:
+        raise FrozenError
+
+    def work() -> str:
+        with pytest.raises(FrozenError), from_thread.shield():
+            from_thread.run(fail)
+        return "it did"
+
+    async def main() -> str:
+        return await polyloop.to_thread(work)
+
+    assert run(main) == "it did"
 
 
 def test_a_plain_thread_names_its_runtime() -> None:

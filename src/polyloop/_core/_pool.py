@@ -22,11 +22,11 @@ done a job end.
 """
 
 import atexit
-import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Generator
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Protocol
 
 from polyloop._core import _overdue, _prims
@@ -205,20 +205,25 @@ class ThreadPool:
             self._peak = max(self._peak, self._count + self._lent)
             return True
 
-    @contextlib.contextmanager
-    def lending(self) -> Generator[None]:
+    def lending(self) -> AbstractContextManager[None]:
         """Lend the place of the calling thread, which waits in this block for somebody who may need it."""
+        return _Lending(self)
+
+    def _lend(self) -> None:
         with self._lock:
             self._count -= 1
             self._lent += 1
         try:
             if self._backlog and self._take_place():
                 self._start_for_backlog()
-            yield
-        finally:
-            with self._lock:
-                self._count += 1
-                self._lent -= 1
+        except BaseException:
+            self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        with self._lock:
+            self._count += 1
+            self._lent -= 1
 
     def _give_place_up(self) -> None:
         with self._lock:
@@ -240,6 +245,23 @@ class ThreadPool:
         """Give up the place of a thread that is about to retire; take it back and say so if a call waits by now."""
         self._give_place_up()  # if there are too many, none is there to be taken back
         return len(self._backlog) > 0 and self._take_place()  # one look: `not (backlog and …)` would take two
+
+
+class _Lending:
+    """One that is not made of a generator: see ``_scope``."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, pool: ThreadPool) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> None:
+        self._pool._lend()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool._take_back()
 
 
 class _PoolThread:

@@ -13,9 +13,10 @@ the same time; the thread then raises, and passes the wake-up on as whoever leav
 """
 
 import asyncio
-import contextlib
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Protocol
 
 from polyloop._core._context import here
@@ -74,22 +75,43 @@ class Scope:
         return woken
 
 
-@contextlib.contextmanager
-def protected() -> Generator[Scope | None]:
-    """Protect the block, if this thread's call may be interrupted; gives its scope, if it runs one."""
-    scope = here.scope
-    if scope is None:
-        yield None
-        return
-    scope.protect()
-    try:
-        yield scope
-    finally:
-        scope.unprotect()
+class _Protected:
+    """Not made of a generator: those set the traceback of what passes, which not every exception lets them."""
+
+    __slots__ = ("_scope",)
+
+    def __enter__(self) -> None:
+        self._scope = scope = here.scope
+        if scope is not None:
+            scope.protect()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._scope is not None:
+            self._scope.unprotect()
 
 
-@contextlib.contextmanager
-def shield() -> Generator[None]:
+class _Shield(_Protected):
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        here.scope = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        here.scope = self._scope
+        super().__exit__(kind, exc, trace)
+
+
+def protected() -> AbstractContextManager[None]:
+    """Protect the block, if this thread's call may be interrupted."""
+    return _Protected()
+
+
+def shield() -> AbstractContextManager[None]:
     """Let the calling thread wait in this block although its call was, or is, cancelled.
 
     For sync code that cleans up, and has to wait for that: everything in the block behaves as outside of any call, and
@@ -100,12 +122,7 @@ def shield() -> Generator[None]:
 
     .. versionadded:: 0.3
     """
-    with protected() as scope:
-        here.scope = None
-        try:
-            yield
-        finally:
-            here.scope = scope
+    return _Shield()
 
 
 def check_cancelled() -> None:
