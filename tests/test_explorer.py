@@ -35,7 +35,7 @@ def test_it_finds_a_lost_update() -> None:
     def scenario(run: Run) -> None:
         counter = stepped(Counter, "value")()
         counter.value = 0
-        counter.run = run  # type: ignore[attr-defined]
+        counter.run = run
 
         def add() -> None:
             counter.value += 1
