@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -18,8 +18,9 @@ from benchmarks.offload import compute, steps_for
 #: Threads of every rival.
 WORKERS = 2
 
-#: CPU tasks, and the seconds that one takes alone on a core.
-COUNT = 10_000
+#: CPU tasks of a round, in so many slices, between which the rivals take turns: the load of a machine changes within
+#: seconds. And the seconds that a task takes alone on a core.
+COUNT, SLICES = 10_000, 10
 TASK = 0.001
 
 #: Calls that do nothing; two at once on threads, and so many as tasks.
@@ -30,7 +31,10 @@ ON_ASYNCIO, EXECUTOR, ASYNCIO = "polyloop.map in asyncio.run", "ThreadPoolExecut
 TASKS, GATHER = "polyloop.map of an async function", "asyncio.gather, Semaphore"
 
 
-def _bare(fn: Callable[[int], object], item: int, count: int) -> None:
+type Timed = Callable[[], float]
+
+
+def _bare(fn: Callable[[int], object], item: int, count: int) -> float:
     """Two threads that share a counter, and nothing else."""
     numbers = iter(range(count))  # next() is atomic
 
@@ -38,71 +42,75 @@ def _bare(fn: Callable[[int], object], item: int, count: int) -> None:
         for _ in numbers:
             fn(item)
 
+    began = time.perf_counter()
     threads = [threading.Thread(target=work) for _ in range(WORKERS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-
-
-async def _drain(results: AsyncIterator[Any]) -> None:
-    async for _ in results:
-        pass
+    return time.perf_counter() - began
 
 
 def _map(
-    fn: Callable[[int], Any], item: int, count: int, run: Callable[..., Any], limit: int = WORKERS, **options: Any
-) -> None:
-    async def main() -> None:
-        await _drain(polyloop.map(fn, itertools.repeat(item, count), limit=limit, **options))
+    fn: Callable[[int], Any], item: int, count: int, run: Callable[..., float], limit: int = WORKERS, **options: Any
+) -> float:
+    async def main() -> float:
+        began = time.perf_counter()
+        async for _ in polyloop.map(fn, itertools.repeat(item, count), limit=limit, **options):
+            pass
+        return time.perf_counter() - began
 
-    run(main())
+    return run(main())
 
 
-def _executor(fn: Callable[[int], object], item: int, count: int) -> None:
+def _executor(fn: Callable[[int], object], item: int, count: int) -> float:
     with ThreadPoolExecutor(WORKERS) as executor:
+        began = time.perf_counter()
         for _ in executor.map(fn, itertools.repeat(item, count)):
             pass
+        return time.perf_counter() - began
 
 
-def _guarded(call: Callable[[], Coroutine[Any, Any, Any]], count: int, limit: int = WORKERS) -> None:
+def _guarded(call: Callable[[], Coroutine[Any, Any, Any]], count: int, limit: int = WORKERS) -> float:
     """The recipe for a limit that asyncio offers."""
 
-    async def main() -> None:
+    async def main() -> float:
         semaphore = asyncio.Semaphore(limit)
 
         async def one() -> None:
             async with semaphore:
                 await call()
 
+        began = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(count)))
+        return time.perf_counter() - began
 
-    asyncio.run(main())
-
-
-def _timed(fn: Callable[[], object], count: int) -> float:
-    began = time.perf_counter()
-    fn()
-    return (time.perf_counter() - began) / count * 1e6
+    return asyncio.run(main())
 
 
-def _on_loops(main: Coroutine[Any, Any, Any]) -> None:
-    polyloop.run(main, loops=WORKERS)
+def _each(rival: Timed, count: int) -> float:
+    """Microseconds for each of ``count``."""
+    return rival() / count * 1e6
+
+
+def _on_loops(main: Coroutine[Any, Any, float]) -> float:
+    return polyloop.run(main, loops=WORKERS)
 
 
 def cpu(rounds: int) -> Report:
     """CPU tasks of 1 ms on two threads; microseconds a task, all in all."""
     report = Report(f"{COUNT:,} CPU tasks of {TASK * 1000:g} ms on two threads", "µs a task")
-    item = steps_for(TASK)
-    rivals: dict[str, Callable[[], object]] = {
-        BARE: partial(_bare, compute, item, COUNT),
-        ORDERED: partial(_map, compute, item, COUNT, _on_loops),
-        UNORDERED: partial(_map, compute, item, COUNT, _on_loops, ordered=False),
-        ON_ASYNCIO: partial(_map, compute, item, COUNT, asyncio.run),
-        EXECUTOR: partial(_executor, compute, item, COUNT),
-        ASYNCIO: partial(_guarded, partial(asyncio.to_thread, compute, item), COUNT),
+    item, count = steps_for(TASK), COUNT // SLICES
+    rivals: dict[str, Timed] = {
+        BARE: partial(_bare, compute, item, count),
+        ORDERED: partial(_map, compute, item, count, _on_loops),
+        UNORDERED: partial(_map, compute, item, count, _on_loops, ordered=False),
+        ON_ASYNCIO: partial(_map, compute, item, count, asyncio.run),
+        EXECUTOR: partial(_executor, compute, item, count),
+        ASYNCIO: partial(_guarded, partial(asyncio.to_thread, compute, item), count),
     }
-    report.figures = medians({name: partial(_timed, rival, COUNT) for name, rival in rivals.items()}, rounds)
+    report.figures = medians({name: partial(_each, rival, count) for name, rival in rivals.items()}, rounds * SLICES)
+    report.notes.append(f"in slices of {count:,}, between which the rivals take turns")
     for name in (ORDERED, UNORDERED, ON_ASYNCIO):
         report.at_least(f"rate of {name} against bare threads", report.figures[BARE] / report.figures[name], 0.95)
     return report
@@ -119,14 +127,14 @@ async def _nothing_async(item: int) -> None:
 def calls(rounds: int) -> Report:
     """Calls that do nothing, on two threads, or as tasks of which a hundred run at once: what each costs."""
     report = Report(f"{EMPTY:,} calls that do nothing, on two threads or as {MANY} tasks at once", "µs a call")
-    rivals: dict[str, Callable[[], object]] = {
+    rivals: dict[str, Timed] = {
         ORDERED: partial(_map, _nothing, 0, EMPTY, _on_loops),
         EXECUTOR: partial(_executor, _nothing, 0, EMPTY),
         ASYNCIO: partial(_guarded, partial(asyncio.to_thread, _nothing, 0), EMPTY),
         TASKS: partial(_map, _nothing_async, 0, EMPTY, _on_loops, MANY),
         GATHER: partial(_guarded, partial(_nothing_async, 0), EMPTY, MANY),
     }
-    report.figures = medians({name: partial(_timed, rival, EMPTY) for name, rival in rivals.items()}, rounds)
+    report.figures = medians({name: partial(_each, rival, EMPTY) for name, rival in rivals.items()}, rounds)
     against = report.figures[ORDERED] / report.figures[ASYNCIO]
     report.at_most(f"time of {ORDERED} against {ASYNCIO}", against, 0.3)
     return report

@@ -105,7 +105,7 @@ def few_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_maps_are_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against bare threads and others; and the memory of an endless one."""
-    for name, size in {"COUNT": 8, "EMPTY": 64, "FIRST": 100, "LAST": 200}.items():
+    for name, size in {"COUNT": 80, "EMPTY": 64, "FIRST": 100, "LAST": 200}.items():
         monkeypatch.setattr(maps, name, size)
     reports = {name: BENCHMARKS[name](1) for name in BENCHMARKS if name.startswith("map-")}
     assert len(reports) == 3
