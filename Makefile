@@ -33,7 +33,7 @@ test: setup ## the fast tests, examples included
 	$(BIN)/python -m pytest -m "not stress" $(ARGS)
 
 stress: setup ## seeded random races for POLYLOOP_STRESS_SECONDS (60)
-	$(BIN)/python -m pytest -m stress -s --timeout=0 -o faulthandler_timeout=0 $(ARGS)
+	$(BIN)/python -m pytest -m "stress$(if $(QUICK), and not slow)" -s --timeout=0 -o faulthandler_timeout=0 $(ARGS)
 
 test-gil: ## the fast tests on a Python 3.13 or newer with a GIL
 	@$(PYTHON3) -m scripts.setup_env.compat gil $(ARGS)

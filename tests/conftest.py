@@ -42,9 +42,10 @@ def free_threaded_to_the_end() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What goes through all orders takes long, and is the same on every build."""
+    """What takes long and is the same on every build: all orders of something, the benchmarks, a cluster."""
     for item in items:
-        if item.path.stem.endswith("_interleavings"):
+        stem = item.path.stem
+        if stem.endswith("_interleavings") or stem.startswith("test_bench") or item.path.parent.name == "distributed":
             item.add_marker(pytest.mark.slow)
 
 

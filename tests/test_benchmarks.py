@@ -6,9 +6,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from benchmarks import _figures, maps, offload, queues, sync
+from benchmarks import _figures, _measure, maps, offload, queues, sync
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks._contenders import CONTENDERS
 from benchmarks._measure import Report, medians
@@ -19,6 +20,12 @@ from polyloop.offload._processes import SharedProcesses
 
 ROOT = Path(__file__).parent.parent
 BETWEEN_LOOPS = [name for name in BENCHMARKS if name.startswith(("queue-", "sync-"))]
+
+
+@pytest.fixture(autouse=True)
+def no_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the turns a benchmark collects its garbage: here that of all tests before, some hundred times."""
+    monkeypatch.setattr(_measure, "gc", SimpleNamespace(collect=lambda: 0))
 
 
 def test_medians_take_turns_and_ignore_one_slow_round() -> None:

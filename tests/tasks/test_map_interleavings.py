@@ -17,7 +17,7 @@ from tests.helpers import equal, explore_for_longer
 from tests.tasks.maps import Log
 
 from polyloop._core._pool import Job, ThreadPool
-from polyloop.tasks import MapResults
+from polyloop.tasks import MapResults, _map_stream
 from polyloop.tasks._map_pumps import PumpLane
 from polyloop.tasks._map_stream import Stream
 from polyloop.testing import Interleaving, explore
@@ -26,6 +26,12 @@ from polyloop.testing import Interleaving, explore
 SCHEDULES = 200
 
 CONTEXT = contextvars.Context()
+
+
+@pytest.fixture(autouse=True)
+def little_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endless source whose consumer is slow to look is taken from a few times, not hundreds: orders have an end."""
+    monkeypatch.setattr(_map_stream, "MAX_AHEAD", 4)
 
 
 class Pool:
