@@ -148,10 +148,17 @@ class ThreadPool:
         """Most threads that existed at once."""
         return self._peak
 
+    def submit_last(self, job: Job) -> None:
+        """Run ``job`` when those that wait for a thread have got one: for a job that goes on. Any thread."""
+        self._queue(job)
+
     def _start_or_queue(self, job: Job) -> None:
         if self._take_place():
             self._start(job)
-            return
+        else:
+            self._queue(job)
+
+    def _queue(self, job: Job) -> None:
         self._backlog.append(job)
         self._serve_backlog()
         if self._backlog and self._take_place():  # a thread has retired since the first look
