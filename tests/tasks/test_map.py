@@ -373,6 +373,24 @@ def test_calls_in_other_processes() -> None:
         polyloop.run(main(), loops=1)
 
 
+def test_a_runtime_as_an_executor_takes_both_kinds_of_functions() -> None:
+    """Async functions run on its loops, sync ones on its threads; the failure of either is the map's."""
+
+    async def fail(item: int) -> None:
+        raise ValueError(item)
+
+    async def main(executor: Any) -> None:
+        assert [result async for result in polyloop.map(AsyncCallable().__call__, range(50), on=executor)] == [
+            *range(1, 51)
+        ]
+        assert [result async for result in polyloop.map(abs, range(-50, 0), on=executor)] == [*range(50, 0, -1)]
+        with pytest.raises(ValueError, match="0"):
+            await anext(polyloop.map(fail, range(5), on=executor))
+
+    with polyloop.Runtime(loops=2) as runtime:
+        asyncio.run(main(runtime.as_executor()))
+
+
 def test_an_executor_that_was_shut_down_says_so(run: Run) -> None:
     """As the failure of the first call."""
     executor = ThreadPoolExecutor(1)
@@ -581,5 +599,36 @@ def test_maps_inside_of_maps_end(run: Run) -> None:
     before, pool.max_threads = pool.max_threads, 2
     try:
         assert run(main()) == [2 * item for item in range(20)]
+    finally:
+        pool.max_threads = before
+
+
+def test_an_endless_map_leaves_threads_to_others(run: Run) -> None:
+    """On a full pool a call that waits for a thread gets one after the next item."""
+    pool = polyloop.thread_pool()
+
+    called = 0
+
+    def count(item: int) -> None:
+        nonlocal called
+        called += 1
+        until(lambda: called > 1 or pool.queued)  # the first call is still running when the other one comes
+
+    async def endless() -> None:
+        async for _ in polyloop.map(count, itertools.count(), limit=1):
+            pass
+
+    async def main() -> None:
+        mapping = asyncio.create_task(endless())
+        while not called:
+            await asyncio.sleep(0)
+        assert await polyloop.to_thread(lambda: called) == 1
+        mapping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await mapping
+
+    before, pool.max_threads = pool.max_threads, 1
+    try:
+        run(main())
     finally:
         pool.max_threads = before

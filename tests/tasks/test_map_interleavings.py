@@ -17,7 +17,9 @@ from tests.helpers import equal, explore_for_longer
 from tests.tasks.maps import Log
 
 from polyloop._core._pool import Job, ThreadPool
+from polyloop._core._port import Port
 from polyloop.tasks import MapResults, _map_stream
+from polyloop.tasks._map_board import Board
 from polyloop.tasks._map_pumps import PumpLane
 from polyloop.tasks._map_stream import Stream
 from polyloop.testing import Interleaving, explore
@@ -37,8 +39,9 @@ def little_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 class Pool:
     """Two threads that run jobs until they are told to end."""
 
-    def __init__(self, it: Interleaving, threads: int = 2) -> None:
+    def __init__(self, it: Interleaving, threads: int = 2, *, crowded: bool = False) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._backlog = (None,) if crowded else ()  # whether somebody else waits for a thread, all the time
         self._threads = threads
         for number in range(threads):
             it.thread(self._serve, name=f"pool {number}")
@@ -50,6 +53,8 @@ class Pool:
 
     def submit(self, job: Job) -> None:
         self._jobs.put(job)
+
+    submit_last = submit
 
     def withdraw(self, job: Job) -> bool:
         return False
@@ -70,8 +75,8 @@ def double(item: int) -> int:
     return 2 * item
 
 
-def all_results(it: Interleaving, *, ordered: bool) -> None:
-    pool = Pool(it)
+def all_results(it: Interleaving, *, ordered: bool, crowded: bool = False) -> None:
+    pool = Pool(it, crowded=crowded)
     results, lane = make(pool, double, range(3), ordered=ordered)
 
     async def consume() -> None:
@@ -189,10 +194,59 @@ def dropped(it: Interleaving) -> None:
     it.check(lambda: equal(begun, [len(log.begun)]))
 
 
+class Nobody:
+    """A lane that runs nothing and rests never, so that nothing but a result wakes the consumer."""
+
+    ahead = 1
+    board: Board
+
+    def start(self, home: Port, board: Board) -> None:
+        self.board = board
+
+    def feed(self) -> None: ...
+
+    def starved(self) -> bool:
+        return False
+
+    crowded = starved
+
+    def idle(self) -> bool:
+        return True
+
+    def cancel(self, *, abandoned: bool) -> None: ...
+
+    def cancel_soon(self) -> None: ...
+
+    def forget(self) -> None: ...
+
+
+def two_results(it: Interleaving) -> None:
+    """Brought by two threads, in either order, to a consumer that wants one after the other."""
+    lane = Nobody()
+    begun: queue.SimpleQueue[None] = queue.SimpleQueue()
+    results: MapResults[int] = MapResults(Stream(iter(range(2)), lane, 2, CONTEXT, True, False, None))
+
+    async def consume() -> None:
+        first = asyncio.ensure_future(anext(results))
+        await asyncio.sleep(0)
+        begun.put(None)
+        begun.put(None)
+        assert [await first, await anext(results)] == [0, 1]
+
+    def bring(number: int) -> None:
+        begun.get()
+        lane.board.bring((number, number, None))
+
+    it.coroutine(consume)
+    it.thread(bring, 0)
+    it.thread(bring, 1)
+
+
 SCENARIOS: dict[str, Callable[[Interleaving], None]] = {
     "ordered": lambda it: all_results(it, ordered=True),
     "unordered": lambda it: all_results(it, ordered=False),
     "one pump": one_pump,
+    "on a full pool": lambda it: all_results(it, ordered=True, crowded=True),
     "a failure": a_failure,
     "a cancellation": a_cancellation,
     "dropped": dropped,
@@ -204,6 +258,11 @@ def test_every_order_ends_well(name: str) -> None:
     """Few preemptions in all orders, more of them in many."""
     assert explore(SCENARIOS[name], preemptions=1, schedules=SCHEDULES).schedules > 1
     assert explore(SCENARIOS[name], preemptions=3, seed=1, schedules=SCHEDULES).schedules == SCHEDULES
+
+
+def test_a_result_that_is_wanted_wakes_the_consumer_in_every_order() -> None:
+    """All of them with one preemption: nothing else would wake it."""
+    assert explore(two_results, preemptions=1).exhaustive
 
 
 @pytest.mark.stress

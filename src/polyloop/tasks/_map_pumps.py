@@ -3,6 +3,9 @@
 One job for each item would cost more than many an item is worth. So a few *pumps* run on threads of the pool, at most
 ``limit``, and each takes one item after the other until there is none.
 
+A pump may go on for as long as there are items. So that nobody starves on a full pool, it looks after each call whether
+somebody waits for a thread, and queues up behind.
+
 A pump is *at work* (the pool has it) or *resting* (listed in ``_resting``). Why no item waits beside a resting pump:
 home appends an item and *then* looks for a resting pump; a pump lists itself and *then* looks at the items. One of the
 two sees the other; whoever takes the pump out of the list hands it to the pool. A pump rests when its thread is listed
@@ -42,6 +45,8 @@ class Pump(Completion[None]):
 
     thread: tuple[int, str] | None = None  # identity and name of the thread that had it last
 
+    _goes_on = False  # there are more items, and others that wait for its thread
+
     def __init__(self, lane: "PumpLane") -> None:
         super().__init__()
         self._lane = lane
@@ -62,14 +67,17 @@ class Pump(Completion[None]):
         here.call_port = lane.port
         here.scope = lane.scope
         try:
-            lane.work()
+            self._goes_on = lane.work()
         finally:
             here.call_port = here.scope = None
             del self, lane  # the frames of a call that failed hold this one: no cycle through it
 
     def announce(self) -> None:
-        """Rest. The thread may be given its next job before this returns."""
-        self._lane.rest(self)
+        """Rest, or make room for others. The thread may be given its next job before this returns."""
+        if self._goes_on:
+            self._lane.go_on_later(self)
+        else:
+            self._lane.rest(self)
 
 
 class PumpLane:
@@ -166,17 +174,27 @@ class PumpLane:
 
     # For the pumps, on their threads
 
-    def work(self) -> None:
-        """Take items and call until there is nothing to do."""
-        board = self._board
+    def work(self) -> bool:
+        """Take items and call until there is none, or somebody waits for a thread; say whether it is the latter."""
+        board, waiting = self._board, self._pool._backlog
         take = board.ready.popleft
         while not board.stopped:
             try:
                 index, item = take()
             except IndexError:
-                return
+                return False
             board.bring(self._call(index, item))
             del item  # while the next one is awaited: nobody's argument is kept alive
+            if waiting:
+                return True
+        return False
+
+    def go_on_later(self, pump: Pump) -> None:
+        """Let those go first that wait for a thread."""
+        try:
+            self._pool.submit_last(pump)
+        except BaseException as exc:
+            self._fail(pump, exc)
 
     def rest(self, pump: Pump) -> None:
         """Rest; go on at once if an item has come meanwhile."""
@@ -197,10 +215,14 @@ class PumpLane:
     def _submit_again(self, pump: Pump) -> None:
         try:
             self._pool.submit(pump)
-        except BaseException as exc:  # no thread can be started; one item, at least, tells the consumer
-            self._resting.append(pump)
-            with contextlib.suppress(IndexError):
-                self._board.bring((self._board.ready.popleft()[0], None, exc))
+        except BaseException as exc:
+            self._fail(pump, exc)
+
+    def _fail(self, pump: Pump, exc: BaseException) -> None:
+        """No thread can be started: one item, at least, tells the consumer."""
+        self._resting.append(pump)
+        with contextlib.suppress(IndexError):
+            self._board.bring((self._board.ready.popleft()[0], None, exc))
 
     def _call(self, index: int, item: Any) -> Outcome:
         try:

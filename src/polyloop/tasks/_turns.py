@@ -139,7 +139,7 @@ class Turns:
         """The loop of the caller, if that is where the task is to run; else its place is found when it starts."""
         if not runs_a_loop() or key is not None:
             return None
-        if on == "here":
+        if on == "here" or isinstance(on, Here):
             return current_port()
         if on is None and handle._shares_context:
             assert handle._context is not None
