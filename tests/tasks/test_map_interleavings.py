@@ -260,6 +260,7 @@ def test_every_order_ends_well(name: str) -> None:
     assert explore(SCENARIOS[name], preemptions=3, seed=1, schedules=SCHEDULES).schedules == SCHEDULES
 
 
+@pytest.mark.slow
 def test_a_result_that_is_wanted_wakes_the_consumer_in_every_order() -> None:
     """All of them with one preemption: nothing else would wake it."""
     assert explore(two_results, preemptions=1).exhaustive
