@@ -193,6 +193,7 @@ EXECUTOR = Exclusions(
         ("ThreadPoolExecutorTest", "test_hang_global_shutdown_lock"): _BY_NAME,
         ("ThreadPoolExecutorTest", "test_process_fork_from_a_threadpool"): _BY_NAME,
     },
+    since={("ThreadPoolExecutorTest", "test_process_fork_from_a_threadpool"): (3, 13, 15)},
 )
 
 SHUTDOWN = Exclusions(
