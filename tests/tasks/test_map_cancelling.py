@@ -205,7 +205,7 @@ def test_a_failure_leaves_no_cycle_behind(run: Run, lane: Lane) -> None:
 
     async def main() -> None:
         with contextlib.suppress(ValueError):
-            async for _ in lane.map(steps, range(5), limit=1):
+            async for _ in lane.map(steps, [0], limit=1):
                 pass
 
     gc.collect()
