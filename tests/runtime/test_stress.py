@@ -265,7 +265,9 @@ def close_somehow(runtime: Runtime, rng: random.Random) -> None:
         assert len(reports) == 3
     else:
         reports = [asyncio.run(runtime.aclose())]
-    assert all(report.clean for report in reports), str(reports[0])
+    # Calls that were abandoned a moment ago may still nap.
+    stuck = [stuck for report in reports for stuck in report.stuck if ", abandoned in " not in stuck.name]
+    assert not stuck, str(reports[0])
 
 
 def count(load: Load) -> Counter[str]:
