@@ -12,15 +12,14 @@ from functools import partial
 from typing import Any
 
 import polyloop
-from benchmarks._measure import Report, in_turn, medians
+from benchmarks._measure import Report, medians
 from benchmarks.offload import compute, steps_for
 
 #: Threads of every rival.
 WORKERS = 2
 
-#: CPU tasks of a round, in so many slices, between which the rivals take turns; the best slice of each counts. Here
-#: every core is busy, so whatever else runs takes its share from one rival or the other, and changes within seconds.
-#: And the seconds that a task takes alone on a core.
+#: CPU tasks of a round, in so many slices, between which the rivals take turns: the load of a machine changes within
+#: seconds. And the seconds that a task takes alone on a core.
 COUNT, SLICES = 10_000, 10
 TASK = 0.001
 
@@ -110,11 +109,8 @@ def cpu(rounds: int) -> Report:
         EXECUTOR: partial(_executor, compute, item, count),
         ASYNCIO: partial(_guarded, partial(asyncio.to_thread, compute, item), count),
     }
-    slices = in_turn({name: partial(_each, rival, count) for name, rival in rivals.items()}, rounds * SLICES)
-    report.figures = {name: min(values) for name, values in slices.items()}
-    report.notes.append(
-        f"not medians: in {rounds * SLICES} slices of {count:,} the rivals take turns, the best one counts"
-    )
+    report.figures = medians({name: partial(_each, rival, count) for name, rival in rivals.items()}, rounds * SLICES)
+    report.notes.append(f"in slices of {count:,}, between which the rivals take turns")
     for name in (ORDERED, UNORDERED, ON_ASYNCIO):
         report.at_least(f"rate of {name} against bare threads", report.figures[BARE] / report.figures[name], 0.95)
     return report
