@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import sys
 import threading
 import traceback
 import weakref
@@ -192,6 +193,8 @@ def test_further_failures_are_reported_once(home: TestLoop) -> None:
 
 def test_a_failure_leaves_no_cycle_behind(run: Run, lane: Lane) -> None:
     """What the frames of a failed call hold is free when its exception is dropped, without the garbage collector."""
+    if lane.name == "tasks" and sys.version_info < (3, 13, 15):
+        pytest.skip("a task of CPython 3.13.0 on another loop keeps its frames until a collection; 3.13.15's does not")
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
     class Thing:
