@@ -1,0 +1,283 @@
+"""``Server``: what ``start_server`` returns; asyncio's, over all loops."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from polyloop._core._completion import Completion, all_done
+from polyloop._core._errors import RuntimeClosedError
+from polyloop._core._port import Port
+from polyloop.serve._acceptor import Acceptor, WhenFull
+from polyloop.serve._balance import Balance
+from polyloop.serve._listen import Listener, bind_again, listen
+from polyloop.serve._places import start_on
+from polyloop.serve._pulse import Pulse
+from polyloop.serve._station import ProtocolFactory, Station, Tls
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a server takes on, and how it watches its loops; see ``create_server``."""
+
+    max_connections: int | None = None
+    max_connections_per_loop: int | None = None
+    when_full: WhenFull = "wait"
+    hung_after: float | None = 0.7
+
+    def __post_init__(self) -> None:
+        for name in ("max_connections", "max_connections_per_loop"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number, at least 1, or None for no limit; got {value!r}")
+        if self.when_full not in ("wait", "refuse"):
+            raise ValueError(f"when_full must be 'wait' or 'refuse', got {self.when_full!r}")
+        if self.hung_after is not None and not self.hung_after > 0:
+            raise ValueError(f"hung_after must be seconds above 0, or None for no watch; got {self.hung_after!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class LoopLoad:
+    """What one loop of a server does.
+
+    Attributes:
+        loop: Name of its worker.
+        connections: Open at this moment.
+        accepted: Since the server was opened.
+        hanging: Whether the loop does not answer, and gets no connections.
+    """
+
+    loop: str
+    connections: int
+    accepted: int
+    hanging: bool
+
+
+class Server:
+    """A server over all loops of a runtime; it has the methods of ``asyncio.Server``.
+
+    Not made by hand: ``start_server``, ``create_server`` and their like return it. Use it as a context manager, and it
+    is closed at the end, when its connections have gone::
+
+        async with await polyloop.start_server(handle, port=8888) as server:
+            await server.serve_forever()
+
+    Thread safety: everything may be called from any thread; what is awaited, on any loop.
+
+    .. versionadded:: 0.4
+    """
+
+    def __init__(
+        self,
+        ports: Sequence[Port],
+        factories: Sequence[ProtocolFactory],
+        listeners: Sequence[Listener],
+        *,
+        backlog: int,
+        tls: Tls,
+        limits: Limits,
+        reuse_port: bool = False,
+    ) -> None:
+        self._listeners = tuple(listeners)
+        self._backlog = backlog
+        self._reuse_port = reuse_port
+        balance = Balance(len(ports), most=limits.max_connections, most_each=limits.max_connections_per_loop)
+        self._acceptor = Acceptor(
+            f"polyloop-acceptor-{_address(listeners[0].sock)}",
+            balance,
+            when_full=limits.when_full,
+            patience=limits.hung_after,
+        )
+        patience = limits.hung_after or 0.0
+        self._stations = tuple(
+            Station(index, port, factory, tls, Pulse(patience), self._acceptor, most=limits.max_connections_per_loop)
+            for index, (port, factory) in enumerate(zip(ports, factories, strict=True))
+        )
+        self._started = False
+        self._closing = False
+        self._forever: Completion[None] | None = None
+
+    def __repr__(self) -> str:
+        where = ", ".join(_address(listener.sock) for listener in self._listeners)
+        return f"<Server {where or 'closed'} loops={len(self._stations)}>"
+
+    # Life
+
+    async def start_serving(self) -> None:
+        """Begin to accept; does nothing if that has begun.
+
+        Raises:
+            RuntimeError: the server is closed.
+            OSError: the socket cannot listen.
+        """
+        if self._closing:
+            raise RuntimeError(f"{self!r} is closed; open another")
+        if self._started:
+            return
+        try:
+            self._listen()
+            self._started = True
+            self._start_stations()
+            for station in self._stations:
+                await station.ready
+        except BaseException:
+            self.close()
+            raise
+
+    def _listen(self) -> None:
+        for listener in self._listeners:
+            listen(listener.sock, self._backlog)
+        if self._reuse_port:
+            self._spread_listeners()
+
+    def _start_stations(self) -> None:
+        name = f"server {_address(self._listeners[0].sock)}"
+        self._acceptor.start(() if self._reuse_port else self._listeners, self._stations)
+        for index, station in enumerate(self._stations):
+            try:
+                handle = start_on(station.port, station.run(), name)
+            except BaseException as exc:
+                for other in self._stations[index:]:
+                    self._station_over(other, exc)
+                raise
+            # Also of a station that never began, since its runtime closes, or whose worker died.
+            handle._add_waiter(partial(self._station_over, station))
+
+    def _station_over(self, station: Station, exc: BaseException | None = None) -> None:
+        """A station has ended, in whatever way. Any thread."""
+        self._acceptor.station_ended(station.index)
+        if not station.ready.done():
+            station.ready._complete(None, exc or RuntimeClosedError(f"{station.port.name} ended before it could serve"))
+
+    def _spread_listeners(self) -> None:
+        """Give each loop a socket of its own on each address: the kernel deals out the connections."""
+        for number, station in enumerate(self._stations):
+            for listener in self._listeners:
+                sock = listener.sock.dup() if number == 0 else bind_again(listener.sock)
+                station.listeners.append(sock)
+                listen(sock, self._backlog)
+        for listener in self._listeners:  # the copy of the first loop listens on
+            listener.sock.close()
+
+    def close(self) -> None:
+        """Accept no more. Connections that the kernel has accepted are served still, and open ones are left alone."""
+        self._close(take_waiting=True)
+
+    def _close(self, *, take_waiting: bool) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        if self._started:
+            self._acceptor.close_doors(take_waiting=take_waiting)
+        else:
+            for listener in self._listeners:
+                listener.close()
+            self._acceptor.abandon()
+        if self._forever is not None and not self._forever.done():
+            self._forever._complete(None)
+
+    def close_clients(self) -> None:
+        """Close the connections that are open, each when what was written to it has been sent."""
+        for station in self._stations:
+            station.port.post(station.close_clients)
+
+    def abort_clients(self) -> None:
+        """Cut the connections that are open."""
+        for station in self._stations:
+            station.port.post(station.abort)
+
+    async def wait_closed(self) -> None:
+        """Wait until the server is closed and its connections have gone.
+
+        Cancellation: the server is as it was.
+        """
+        await self._acceptor.ended
+
+    async def serve_forever(self) -> None:
+        """Serve until the server is closed by somebody, or this call is cancelled, which closes it and its connections.
+
+        Raises:
+            RuntimeError: the server is closed, or somebody else awaits this.
+            CancelledError: it was cancelled; or the server was closed, as with asyncio's.
+        """
+        if self._forever is not None:
+            raise RuntimeError(f"{self!r} is already being awaited on serve_forever()")
+        if self._closing:
+            raise RuntimeError(f"{self!r} is closed; open another")
+        await self.start_serving()
+        self._forever = Completion[None]()
+        if self._closing:
+            self._forever._complete(None)
+        try:
+            await self._forever
+            raise asyncio.CancelledError("the server was closed")
+        except asyncio.CancelledError:
+            self.close()
+            self.close_clients()
+            await self.wait_closed()
+            raise
+        finally:
+            self._forever = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        await self.wait_closed()
+
+    # Seen from outside
+
+    def is_serving(self) -> bool:
+        """Whether connections are accepted."""
+        return self._started and not self._closing
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listening sockets: to be looked at (``getsockname()``), not closed. Empty when the server is closed.
+
+        With ``reuse_port`` those of the first loop.
+        """
+        if self._closing:
+            return ()
+        own = self._stations[0].listeners
+        return tuple(own or (listener.sock for listener in self._listeners))
+
+    @property
+    def loads(self) -> tuple[LoopLoad, ...]:
+        """What each loop does, in the order of the workers; a snapshot."""
+        hanging = self._acceptor.hanging
+        return tuple(
+            LoopLoad(station.port.name, station.connections, station.accepted, station.index in hanging)
+            for station in self._stations
+        )
+
+    @property
+    def refused(self) -> int:
+        """Connections that were reset since the server was full (``when_full="refuse"``)."""
+        return self._acceptor.refused
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that runs on the calling thread: the server is at home on each.
+
+        Raises:
+            RuntimeError: no loop runs on this thread.
+        """
+        return asyncio.get_running_loop()
+
+    async def _doors_closed(self) -> None:
+        """Wait until nothing is accepted any more."""
+        await all_done([self._acceptor.doors_closed])
+
+
+def _address(sock: socket.socket) -> str:
+    with contextlib.suppress(OSError):
+        name = sock.getsockname()
+        return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+    return "closed"
