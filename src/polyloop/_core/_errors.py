@@ -140,6 +140,10 @@ class ClusterLostError(ClusterError):
     """The scheduler of a cluster is gone, and with it every call that was not done."""
 
 
+class ServerStartError(PolyloopError, RuntimeError):
+    """A server could not start: its application could not be made, or refused to start. Nothing is left running."""
+
+
 class GilEnabledWarning(RuntimeWarning):
     """The GIL of a free-threaded interpreter was switched on, so loops no longer run in parallel."""
 

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from polyloop._core._completion import Completion, all_done
 from polyloop._core._errors import RuntimeClosedError
@@ -270,6 +270,16 @@ class Server:
             RuntimeError: no loop runs on this thread.
         """
         return asyncio.get_running_loop()
+
+    def _say_what_is_busy(self, sayers: "Sequence[Callable[[asyncio.Task[Any] | None], str]]") -> None:
+        """What each loop's part says of itself when it hangs; before the start."""
+        for station, busy_with in zip(self._stations, sayers, strict=True):
+            station.busy_with = busy_with
+
+    def _connections_on(self, port: Port) -> Callable[[], int]:
+        """What counts the connections of one loop. Any thread."""
+        station = next(station for station in self._stations if station.port is port)
+        return lambda: station.connections
 
     async def _doors_closed(self) -> None:
         """Wait until nothing is accepted any more."""

@@ -10,7 +10,7 @@ import socket
 import ssl as ssl_module
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from polyloop._core._completion import Completion
 from polyloop._core._port import Port
@@ -70,7 +70,7 @@ class Station:
     chief: Chief
     most: int | None = None
     listeners: list[socket.socket] = field(default_factory=list)
-    busy_with: "Callable[[asyncio.Task[object] | None], str] | None" = None
+    busy_with: "Callable[[asyncio.Task[Any] | None], str] | None" = None
     ready: Completion[None] = field(default_factory=Completion)
     accepted: int = 0
     _transports: "dict[AcceptedSocket, asyncio.BaseTransport | None]" = field(default_factory=dict)

@@ -1,0 +1,104 @@
+"""The gate: what stands between uvicorn and the application, on one loop.
+
+It knows which requests are in flight, answers the health endpoint, and while the server drains it has each answer end
+its connection, so that a client never sends a request into one that is just being closed.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+type Scope = MutableMapping[str, Any]
+type Message = MutableMapping[str, Any]
+type Receive = Callable[[], Awaitable[Message]]
+type Send = Callable[[Message], Awaitable[None]]
+type App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+#: What the health endpoint says: whether the server is ready, and more. Any thread.
+type Health = Callable[[], tuple[bool, Mapping[str, object]]]
+
+#: How many requests a report of a hang names at most.
+_NAMED = 3
+
+
+class Gate:
+    """The application of one loop, as uvicorn sees it.
+
+    Args:
+        health_path: Where the server tells of its health; ``None`` for nowhere. ``<path>/live`` answers 200 as long as
+            a loop answers at all, ``<path>`` and ``<path>/ready`` 200 while new requests are welcome, else 503.
+
+    Attributes:
+        in_flight: What each task answers; changed by the loop's thread, read by anyone.
+        draining: Whether answers end their connections; the loop's thread.
+    """
+
+    def __init__(self, app: App, health_path: str | None, health: Health) -> None:
+        self.in_flight: dict[asyncio.Task[Any], Scope] = {}
+        self.draining = False
+        self._app = app
+        self._health_path = health_path
+        self._health = health
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; ASGI."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if kind == "http":
+            if self.draining:
+                send = _ending(send)
+            if self._health_path is not None and scope["path"].startswith(self._health_path):
+                what = scope["path"][len(self._health_path) :]
+                if what in ("", "/ready", "/live"):
+                    await self._tell(what, send)
+                    return
+        task = asyncio.current_task()
+        assert task is not None
+        self.in_flight[task] = scope
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            del self.in_flight[task]
+
+    async def _tell(self, what: str, send: Send) -> None:
+        ready, details = self._health()
+        body = json.dumps(details).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"cache-control", b"no-store"),
+        ]
+        status = 200 if ready or what == "/live" else 503
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def busy_with(self, task: "asyncio.Task[Any] | None") -> str:
+        """Say which request ``task`` answers, or, if that is not known, which are in flight. Any thread."""
+        if task is not None and (scope := self.in_flight.get(task)) is not None:
+            return f"which answers {describe(scope)}"
+        scopes = list(self.in_flight.copy().values())
+        if not scopes:
+            return "and no request is in flight"
+        more = f" and {len(scopes) - _NAMED} more" if len(scopes) > _NAMED else ""
+        return f"while these are in flight: {', '.join(map(describe, scopes[:_NAMED]))}{more}"
+
+
+def describe(scope: Scope) -> str:
+    """A request in words."""
+    client = scope.get("client")
+    whom = f" for {client[0]}:{client[1]}" if client else ""
+    return f"{scope.get('method', 'websocket')} {scope['path']!r}{whom}"
+
+
+def _ending(send: Send) -> Send:
+    """A ``send`` whose answer says that it is the last on its connection."""
+
+    async def ending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await send(message)
+
+    return ending

@@ -1,0 +1,195 @@
+"""``serve``: a web server as a whole program, with a runtime of its own, signals, and an exit that is bounded.
+
+The calling thread runs a small control loop, which owns the signals and runs none of the application's code, so that
+a loop that hangs does not keep the server from being stopped. The workers are threads beside it.
+
+SIGTERM and SIGINT stop the server in good order; a second one ends the wait for requests, a third one the process.
+SIGHUP opens the access log anew. SIGUSR2 starts this program again with the same listening sockets; when that serves,
+this one stops. Off the main thread no handler is installed: ``on_ready`` gets the server, whose ``shutdown`` any thread
+may call.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Unpack
+
+from polyloop._core import _prims
+from polyloop._core._errors import ServerStartError
+from polyloop._core._worker import LoopFactory
+from polyloop.runtime._runtime import Runtime
+from polyloop.serve import _successor, _systemd
+from polyloop.serve._accepted import logger
+from polyloop.serve._asgi_server import ASGIServer
+from polyloop.serve._options import ServeOptions
+from polyloop.serve._web import ServeReport, WebServer
+
+#: Seconds that the workers get to end when the server has: they have nothing left to do.
+_RUNTIME_TIMEOUT = 2.0
+
+#: Seconds that a successor has until it serves.
+_SUCCESSOR_TIMEOUT = 60.0
+
+
+def serve(
+    app: Callable[..., Any] | str,
+    *,
+    factory: bool = False,
+    loops: int | None = None,
+    loop_factory: LoopFactory | None = None,
+    uvicorn: Mapping[str, Any] | None = None,
+    on_ready: Callable[[WebServer], object] | None = None,
+    **options: Unpack[ServeOptions],
+) -> ServeReport:
+    """Serve an ASGI application on every core, in one process and on one port, until a signal stops it.
+
+    Args:
+        app, factory, uvicorn, options: See ``ASGIServer``.
+        loops, loop_factory: See ``Runtime``.
+        on_ready: Called with the server when it accepts connections; its ``shutdown`` stops it from any thread.
+    Returns:
+        How it ended.
+    Raises:
+        OSError: the address cannot be had.
+        ServerStartError: the application cannot be made, or refused to start.
+        RuntimeError: this thread runs a loop; use ``ASGIServer`` there.
+        TypeError, ValueError: an option makes no sense.
+    Thread safety: any thread without a loop; signals are handled on the main thread only.
+
+    .. versionadded:: 0.4
+    """
+
+    def make(runtime: Runtime, extra: ServeOptions) -> WebServer:
+        return ASGIServer(app, factory=factory, uvicorn=uvicorn, **{**options, **extra})
+
+    return run_server(make, options, loops=loops, loop_factory=loop_factory, on_ready=on_ready)
+
+
+def run_server(
+    make: Callable[[Runtime, ServeOptions], WebServer],
+    options: ServeOptions,
+    *,
+    loops: int | None,
+    loop_factory: LoopFactory | None,
+    on_ready: Callable[[WebServer], object] | None,
+) -> ServeReport:
+    """Run a web server as a whole program; see ``serve``."""
+    if options.get("runtime") is not None:
+        raise ValueError("serve() makes a runtime of its own; use ASGIServer(runtime=...) to serve on yours")
+    runtime = Runtime(loops=loops, loop_factory=loop_factory, shutdown_timeout=_RUNTIME_TIMEOUT)
+    extra: ServeOptions = {"runtime": runtime}
+    handed_over = _successor.handed_over() or _systemd.inherited_sockets()
+    if handed_over:
+        extra["sockets"] = handed_over
+    try:
+        server = make(runtime, extra)
+    except BaseException:
+        for sock in handed_over:
+            sock.close()
+        raise
+    return asyncio.run(_Control(server, runtime, on_ready).run())
+
+
+class _Control:
+    """One call of ``serve``. Everything runs on the calling thread's control loop."""
+
+    def __init__(self, server: WebServer, runtime: Runtime, on_ready: Callable[[WebServer], object] | None) -> None:
+        self._server = server
+        self._runtime = runtime
+        self._on_ready = on_ready
+        self._signals = 0
+        self._starting: asyncio.Task[Any] | None = None
+        self._restarting: asyncio.Task[None] | None = None
+
+    async def run(self) -> ServeReport:
+        with self._signal_handlers():
+            async with self._runtime:
+                self._starting = asyncio.create_task(self._server.start())
+                try:
+                    await self._starting
+                except asyncio.CancelledError:
+                    if self._signals:
+                        return ServeReport()  # stopped before it served
+                    raise
+                finally:
+                    self._starting = None
+                return await self._serve()
+
+    async def _serve(self) -> ServeReport:
+        _systemd.notify("READY=1")
+        _successor.report_ready()
+        if self._on_ready is not None:
+            self._on_ready(self._server)
+        watchdog = asyncio.create_task(self._feed_watchdog())
+        try:
+            return await self._server.wait_closed()
+        except asyncio.CancelledError:
+            self._server.shutdown(timeout=0)
+            raise
+        finally:
+            watchdog.cancel()
+            if self._restarting is not None:
+                self._restarting.cancel()
+
+    async def _feed_watchdog(self) -> None:
+        """Tell systemd that this lives, as long as any loop does."""
+        interval = _systemd.watchdog_interval()
+        while interval is not None:
+            if not all(load.hanging for load in self._server.loads):
+                _systemd.notify("WATCHDOG=1")
+            await asyncio.sleep(interval / 2)
+
+    # Signals
+
+    @contextlib.contextmanager
+    def _signal_handlers(self) -> Generator[None]:
+        if not _prims.is_main_thread():
+            yield
+            return
+        handlers = {"SIGINT": self._stop, "SIGTERM": self._stop, "SIGBREAK": self._stop}
+        handlers |= {"SIGHUP": self._server.reopen_logs, "SIGUSR2": self._restart}
+        loop = asyncio.get_running_loop()
+        installed: list[signal.Signals] = []
+        for name, handler in handlers.items():
+            if hasattr(signal, name):
+                with contextlib.suppress(NotImplementedError):  # the proactor loop of Windows
+                    loop.add_signal_handler(getattr(signal, name), handler)
+                    installed.append(getattr(signal, name))
+        try:
+            yield
+        finally:
+            for number in installed:
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        self._signals += 1
+        if self._signals > 2:
+            logger.error("polyloop: the third signal ends the process at once")
+            os._exit(1)
+        _systemd.notify("STOPPING=1")
+        if self._starting is not None:
+            self._starting.cancel()
+        elif self._signals == 1:
+            self._server.shutdown()
+        else:
+            self._server.shutdown(timeout=0)
+
+    def _restart(self) -> None:
+        if self._restarting is None or self._restarting.done():
+            self._restarting = asyncio.create_task(self._hand_over())
+
+    async def _hand_over(self) -> None:
+        """Start this program again; when that serves, stop."""
+        if self._server.state != "serving":
+            return
+        logger.info("polyloop: starting a successor on the same sockets")
+        try:
+            successor = _successor.Successor(self._server.sockets)
+            await successor.ready(_SUCCESSOR_TIMEOUT)
+        except (OSError, ServerStartError) as exc:
+            logger.error("polyloop: the successor does not serve, so this process goes on: %s", exc)
+            return
+        logger.info("polyloop: the successor serves; this process stops")
+        self._server.shutdown(handing_over=True)

@@ -1,0 +1,259 @@
+"""The engine for ASGI applications: uvicorn's protocols and lifespan, one set of its objects on each loop.
+
+Of uvicorn this uses ``Config``, ``ServerState``, the lifespan and the protocol classes, and not its server, which
+accepts by itself. The objects of two loops share nothing but what the application shares.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from polyloop._core._errors import ServerStartError
+from polyloop.serve._asgi import Gate, Health, describe
+from polyloop.serve._station import ProtocolFactory
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from polyloop.serve._access_log import AccessLog, LoopLog
+
+#: Seconds that a connection without a request is kept while the server drains: a request may be on its way.
+IDLE_GRACE = 0.5
+
+#: Seconds between two looks at the connections: of a server that serves, and of one that drains.
+_LOOK = 1.0
+_DRAIN_LOOK = 0.02
+
+#: What uvicorn.Config takes and is not for the users of this server: it has parameters for it, or it makes no sense.
+_OURS = frozenset(
+    {
+        "app",
+        "host",
+        "port",
+        "uds",
+        "fd",
+        "loop",
+        "workers",
+        "reload",
+        "factory",
+        "log_config",
+        "log_level",
+        "access_log",
+    }
+    | {"backlog", "use_colors", "env_file", "timeout_graceful_shutdown", "limit_max_requests", "callback_notify"}
+    | {"timeout_notify", "limit_max_requests_jitter", "timeout_worker_healthcheck", "http2"}
+)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of uvicorn that are not its to decide here.
+
+    Raises:
+        ServerStartError: uvicorn is not installed.
+        TypeError: uvicorn has no such setting.
+        ValueError: the setting is this server's own.
+    """
+    try:
+        import uvicorn  # noqa: PLC0415 - an extra
+    except ImportError as exc:
+        raise ServerStartError("serving an ASGI application needs uvicorn: pip install 'polyloop[serve]'") from exc
+    import inspect  # noqa: PLC0415
+
+    known = set(inspect.signature(uvicorn.Config).parameters)
+    for name, value in settings.items():
+        if name in _OURS or name.startswith(("ssl_", "reload_")):
+            raise ValueError(
+                f"uvicorn={{{name!r}: {value!r}}}: polyloop decides that itself; see serve()'s own options"
+            )
+        if name not in known:
+            raise TypeError(f"uvicorn={{{name!r}: {value!r}}}: uvicorn {uvicorn.__version__} has no such setting")
+
+
+class UvicornEngine:
+    """uvicorn on one loop; see ``Engine``.
+
+    Args:
+        app: The application, or what makes it.
+        factory: Whether ``app`` makes it: then each loop has its own.
+        settings: Further settings of ``uvicorn.Config``.
+        head_timeout: Seconds that a client has for the head of a request.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        *,
+        factory: bool,
+        settings: Mapping[str, Any],
+        health_path: str | None,
+        health: Health,
+        access_log: "AccessLog | None",
+        head_timeout: float | None,
+    ) -> None:
+        self._app = app
+        self._factory = factory
+        self._settings = settings
+        self._health_path = health_path
+        self._health = health
+        self._access_log = access_log
+        self._head_timeout = head_timeout
+        self._server: uvicorn.Server
+        self._gate: Gate | None = None
+        self._log: LoopLog | None = None
+        self._ticker: asyncio.Task[None] | None = None
+        # Connections that have not sent a whole request: since when, and after which request. The loop's thread.
+        self._waiting: dict[Any, tuple[float, object]] = {}
+
+    @property
+    def requests(self) -> int:
+        """Requests that were answered. Any thread."""
+        return 0 if self._gate is None else self._server.server_state.total_requests
+
+    def busy_with(self, task: "asyncio.Task[Any] | None") -> str:
+        """Say which request a task of this loop answers. Any thread."""
+        return "" if self._gate is None else self._gate.busy_with(task)
+
+    # Start
+
+    async def start(self) -> ProtocolFactory:
+        """Make the application, run its startup, and return what makes a connection's protocol."""
+        config = self._configured()
+        self._gate = Gate(config.loaded_app, self._health_path, self._health)
+        config.loaded_app = self._gate
+        server = self._server = _server_of(config)
+        await server.on_tick(0)
+        await server.lifespan.startup()
+        if server.lifespan.should_exit:
+            raise ServerStartError(f"the application {_name(self._app)} refused to start; the log says why")
+        loop = asyncio.get_running_loop()
+        if self._access_log is not None:
+            self._log = self._access_log.for_loop(loop)
+        self._ticker = loop.create_task(self._tick(), name="polyloop http ticker")
+        return self._protocol_factory(config, loop)
+
+    def _configured(self) -> "uvicorn.Config":
+        import uvicorn  # noqa: PLC0415 - an extra; see check_settings
+
+        app = self._app
+        if self._factory:
+            try:
+                app = app()
+            except Exception as exc:
+                raise ServerStartError(f"the factory {_name(app)} could not make the application: {exc!r}") from exc
+        try:
+            config = uvicorn.Config(app, log_config=None, access_log=True, **self._settings)
+            config.load()
+        except SystemExit:
+            raise ServerStartError(f"uvicorn could not load {_name(app)}; the log says why") from None
+        return config
+
+    def _protocol_factory(self, config: "uvicorn.Config", loop: asyncio.AbstractEventLoop) -> ProtocolFactory:
+        make: Any = config.http_protocol_class
+        state, app_state, log = self._server.server_state, self._server.lifespan.state, self._log
+
+        def protocol() -> asyncio.BaseProtocol:
+            made = make(config=config, server_state=state, app_state=app_state, _loop=loop)
+            made.access_log = log is not None  # instead of the logger that all loops share, and its lock
+            made.access_logger = log
+            connection: asyncio.BaseProtocol = made
+            return connection
+
+        return protocol
+
+    # While it serves
+
+    async def _tick(self) -> None:
+        """Once a second: the date that answers carry, and the clients that are too slow."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_LOOK)
+            await self._server.on_tick(0)
+            if self._head_timeout is not None:
+                for connection in self._waited(loop.time(), self._head_timeout, idle_too=False):
+                    connection.transport.close()
+
+    def _waited(self, now: float, patience: float, *, idle_too: bool) -> list[Any]:
+        """The HTTP connections that have waited so long for the next request, or for the rest of its head.
+
+        Args:
+            idle_too: Whether one counts that has sent nothing since its last answer; uvicorn closes those itself.
+        """
+        before, self._waiting = self._waiting, {}
+        late: list[Any] = []
+        for connection in self._server.server_state.connections:
+            if not _is_http(connection):
+                continue
+            cycle = connection.cycle
+            if cycle is not None and not cycle.response_complete:
+                continue
+            if cycle is not None and connection.timeout_keep_alive_task is not None and not idle_too:
+                continue
+            since = now
+            if connection in before and before[connection][1] is cycle:
+                since = before[connection][0]
+            self._waiting[connection] = (since, cycle)
+            if now - since >= patience:
+                late.append(connection)
+        return late
+
+    # The end
+
+    def begin_drain(self) -> None:
+        """Let connections go: each when its answer says so, or when no request came for a moment."""
+        assert self._gate is not None
+        self._gate.draining = True
+        self._waiting.clear()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for connection in list(self._server.server_state.connections):
+            if not _is_http(connection):
+                connection.shutdown()  # tells a WebSocket's other end that the service restarts (1012)
+            elif (cycle := connection.cycle) is not None and not cycle.response_started:
+                connection.shutdown()  # the answer will say that it is the last
+            # An answer that is on its way has not said so: the next one will.
+
+    async def drain(self, connections: Callable[[], int]) -> None:
+        """Wait for connections and requests to end, and close connections that have nothing to say."""
+        loop = asyncio.get_running_loop()
+        state = self._server.server_state
+        while state.connections or state.tasks or connections():
+            for connection in self._waited(loop.time(), IDLE_GRACE, idle_too=True):
+                connection.shutdown()
+            await asyncio.sleep(_DRAIN_LOOK)
+
+    def cut(self) -> list[str]:
+        """Cancel the requests that are still in flight."""
+        assert self._gate is not None
+        names = [describe(scope) for scope in self._gate.in_flight.values()]
+        for task in list(self._server.server_state.tasks):
+            task.cancel("the server's time to drain was over")
+        return names
+
+    async def stop(self) -> str | None:
+        """Run the application's shutdown, and say what was wrong with it."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        lifespan = self._server.lifespan
+        try:
+            await lifespan.shutdown()
+        finally:
+            if self._log is not None:
+                self._log.close()
+        return f"{_name(self._app)} did not shut down in good order" if lifespan.should_exit else None
+
+
+def _server_of(config: "uvicorn.Config") -> "uvicorn.Server":
+    import uvicorn  # noqa: PLC0415 - an extra
+
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    return server
+
+
+def _is_http(connection: Any) -> bool:
+    """Whether this is one of uvicorn's protocols for HTTP, rather than for WebSockets."""
+    return hasattr(connection, "cycle")
+
+
+def _name(app: object) -> str:
+    return getattr(app, "__qualname__", None) or repr(app)

@@ -1,0 +1,368 @@
+"""A web server: engines on all loops behind one ``Server``, from their start to the end of the drain.
+
+Its life, each step under a deadline: *new*; *starting*: bind, ``on_start``, the applications; *serving*; *draining*:
+the doors are closed, requests end or are cancelled; *stopping*: the applications shut down, ``on_stop``; *closed*.
+One task on the loop that called ``start`` sees to it. ``shutdown`` tells that task, from any thread.
+
+Why the end cannot hang: every wait of it has a deadline, which ``shutdown(timeout=0)`` brings forward; a loop that does
+not answer is left behind and named in the report.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Set
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from polyloop._core import _prims
+from polyloop._core._completion import Completion, all_done
+from polyloop._core._handle import TaskHandle
+from polyloop._core._port import Port, current_port
+from polyloop.serve._accepted import logger
+from polyloop.serve._access_log import AccessLog
+from polyloop.serve._engine import Engine
+from polyloop.serve._listen import Listener, bind_tcp, bind_unix, check_listener
+from polyloop.serve._options import Hook, Options
+from polyloop.serve._places import places, start_on
+from polyloop.serve._server import LoopLoad, Server
+from polyloop.serve._station import Tls
+
+type State = Literal["new", "starting", "serving", "draining", "stopping", "closed"]
+
+#: Seconds that requests which were cancelled at the deadline get to answer that.
+_CUT_GRACE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServeReport:
+    """How a server ended.
+
+    Attributes:
+        requests: How many were answered.
+        cut: Requests that were cancelled at the deadline of the drain.
+        stuck: Loops that did not answer any more, and were left behind.
+        failures: What applications and hooks had to say at their end that was not good.
+    """
+
+    requests: int = 0
+    cut: tuple[str, ...] = ()
+    stuck: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    @property
+    def clean(self) -> bool:
+        """Whether every request was answered and everything stopped in order."""
+        return not (self.cut or self.stuck or self.failures)
+
+    def __str__(self) -> str:
+        lines = [f"{self.requests} requests answered"]
+        lines += [f"cancelled at the deadline: {name}" for name in self.cut]
+        lines += [f"left behind, since it did not answer: {name}" for name in self.stuck]
+        return "; ".join([*lines, *self.failures])
+
+
+class WebServer:
+    """A web server over all loops of a runtime; ``ASGIServer`` and ``AiohttpServer`` say what it serves.
+
+    Use it as a context manager in a running runtime, or call ``start`` and, from any thread, ``shutdown``.
+
+    .. versionadded:: 0.4
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._state: State = "new"
+        self._server: Server | None = None
+        self._engines: tuple[tuple[Port, Engine], ...] = ()
+        self._access_log: AccessLog | None = None
+        self._asked = Completion[None]()  # to stop
+        self._report = Completion[ServeReport]()
+        self._life: asyncio.Task[None] | None = None
+        self._lock = _prims.Lock()  # guards _deadline and _handing_over, and that _asked is completed once
+        self._deadline: float | None = None
+        self._handing_over = False
+        self._hurry: Callable[[], object] | None = None  # makes the wait of this moment end; set by the life's loop
+
+    def _make_engine(self) -> Engine:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._state} {self._server!r}>"
+
+    # Seen from outside: any thread
+
+    @property
+    def state(self) -> State:
+        """``"new"``, ``"starting"``, ``"serving"``, ``"draining"``, ``"stopping"`` or ``"closed"``."""
+        return self._state
+
+    @property
+    def sockets(self) -> tuple[socket.socket, ...]:
+        """The listening sockets, to be looked at; empty unless it serves."""
+        return () if self._server is None else self._server.sockets
+
+    @property
+    def loads(self) -> tuple[LoopLoad, ...]:
+        """What each loop does; empty before the start."""
+        return () if self._server is None else self._server.loads
+
+    @property
+    def requests(self) -> int:
+        """Requests that were answered."""
+        return sum(engine.requests for _, engine in self._engines)
+
+    def health(self) -> tuple[bool, Mapping[str, object]]:
+        """Whether requests are welcome, and what the health endpoint says of the loops."""
+        loops = [{"loop": load.loop, "connections": load.connections, "hanging": load.hanging} for load in self.loads]
+        ready = self._state == "serving" and not all(load["hanging"] for load in loops)
+        return ready, {"state": self._state, "requests": self.requests, "loops": loops}
+
+    def shutdown(self, timeout: float | None = None, *, handing_over: bool = False) -> None:
+        """Stop: accept no more, answer what was asked, shut the applications down.
+
+        Returns at once; ``wait_closed`` waits. A second call may bring the deadline forward.
+
+        Args:
+            timeout: Seconds that requests in flight get; ``graceful_timeout`` by default.
+            handing_over: Somebody else listens on the same sockets: connections that nobody has accepted yet are left
+                to them, and a unix socket's file too.
+        """
+        seconds = self._options.graceful_timeout if timeout is None else timeout
+        deadline = _prims.monotonic() + seconds
+        with self._lock:
+            first = not self._asked.done()
+            self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
+            self._handing_over |= handing_over
+            if first:
+                self._asked._complete(None)
+        hurry = self._hurry
+        if not first and hurry is not None:
+            hurry()
+
+    def reopen_logs(self) -> None:
+        """Open the access log's file anew, after it was moved away."""
+        if self._access_log is not None:
+            self._access_log.reopen()
+
+    async def wait_closed(self) -> ServeReport:
+        """Wait until the server has stopped.
+
+        Cancellation: it serves on.
+        """
+        return await self._report
+
+    # Start
+
+    async def start(self) -> Self:
+        """Start to serve; returns when connections are accepted.
+
+        Raises:
+            OSError: the address cannot be had.
+            ServerStartError: an application cannot be made, or refuses to start.
+            RuntimeError: it was started before.
+        """
+        if self._state != "new":
+            raise RuntimeError(f"{self!r} was started before; make a new one")
+        self._state = "starting"
+        listeners: list[Listener] = []
+        try:
+            listeners += await self._bind()
+            await self._start(listeners)
+        except BaseException as exc:
+            try:
+                await self._undo_start(listeners)
+            finally:
+                self._state = "closed"
+                self._report._complete(None, exc)
+            raise
+        self._state = "serving"
+        self._life = asyncio.get_running_loop().create_task(self._see_to_the_end(), name=repr(self))
+        return self
+
+    async def _bind(self) -> list[Listener]:
+        options = self._options
+        if options.sockets:
+            return [Listener(check_listener(sock)) for sock in options.sockets]
+        if options.uds is not None:
+            return [bind_unix(options.uds, 0o666)]
+        sockets = await bind_tcp(options.host, options.port, backlog=options.backlog, reuse_port=options.reuse_port)
+        return [Listener(sock) for sock in sockets]
+
+    async def _start(self, listeners: Sequence[Listener]) -> None:
+        options = self._options
+        if options.access_log is not False:
+            self._access_log = AccessLog(None if options.access_log is True else options.access_log)
+        if options.on_start is not None:
+            await _call(options.on_start)
+        ports = places(options.runtime)
+        engines = [(port, self._make_engine()) for port in ports]
+        handles = [start_on(port, engine.start(), f"start of {self!r}") for port, engine in engines]
+        try:
+            for handle in handles:
+                await all_done([handle])
+        except asyncio.CancelledError:
+            for handle in handles:
+                handle.cancel()
+            await _bounded(all_done(handles), options.lifespan_timeout)
+            raise
+        finally:
+            pairs = zip(engines, handles, strict=True)
+            self._engines = tuple(engine for engine, handle in pairs if _has_result(handle))
+        factories = [handle.result() for handle in handles]
+        self._server = Server(
+            ports,
+            factories,
+            listeners,
+            backlog=options.backlog,
+            tls=Tls(options.ssl, None if options.ssl is None else options.ssl_handshake_timeout),
+            limits=options.limits,
+            reuse_port=options.reuse_port,
+        )
+        self._server._say_what_is_busy([engine.busy_with for _, engine in engines])
+        await self._server.start_serving()
+
+    async def _undo_start(self, listeners: Sequence[Listener]) -> None:
+        if self._server is None:
+            for listener in listeners:
+                listener.close()
+        else:
+            self._server.close()
+        await self._stop_applications()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+        await self.wait_closed()
+
+    # The end: the loop that called start
+
+    async def _see_to_the_end(self) -> None:
+        try:
+            with contextlib.suppress(asyncio.CancelledError):  # its loop ends: so does this
+                await self._asked
+            if not self._asked.done():
+                self.shutdown(timeout=0)
+            report = await self._end()
+        except BaseException as exc:
+            self._state = "closed"
+            self._report._complete(None, exc)
+            raise
+        self._state = "closed"
+        self._report._complete(report)
+
+    async def _end(self) -> ServeReport:
+        server = self._server
+        assert server is not None
+        self._state = "draining"
+        server._close(take_waiting=not self._handing_over)
+        await _bounded(server._doors_closed(), _CUT_GRACE)
+        for port, engine in self._engines:
+            port.post(engine.begin_drain)
+        drained = self._on_loops(lambda port, engine: engine.drain(server._connections_on(port)))
+        await self._until_done(drained)
+        cut, stuck = await self._cut(server, drained)
+        self._state = "stopping"
+        failures = await self._stop_applications(stuck)
+        if not stuck:
+            await _bounded(server.wait_closed(), _CUT_GRACE)
+        names = tuple(port.name for port in stuck)
+        return ServeReport(self.requests, tuple(cut), names, tuple(failures))
+
+    async def _until_done(self, handles: "dict[Port, TaskHandle[None]]") -> None:
+        """Wait for the drain until its deadline, which may come nearer meanwhile."""
+        home, loop = current_port(), asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as window:
+
+                def look_again() -> None:
+                    left = (self._deadline or 0.0) - _prims.monotonic()
+                    with contextlib.suppress(RuntimeError):  # it is over just now
+                        window.reschedule(loop.time() + max(0.0, left))
+
+                self._hurry = lambda: home.post(look_again)  # set before the deadline is read: see shutdown
+                look_again()
+                await all_done(handles.values())
+        except TimeoutError:
+            pass
+        finally:
+            self._hurry = None
+
+    async def _cut(self, server: Server, drained: "dict[Port, TaskHandle[None]]") -> tuple[list[str], list[Port]]:
+        """Cancel what is not done in time; say what that was, and which loops do not even hear of it."""
+        late = {port for port, handle in drained.items() if not handle.done()}
+        if not late:
+            return [], []
+        cuts = self._on_loops(lambda port, engine: _cut(engine), late)
+        await _bounded(all_done(cuts.values()), _CUT_GRACE)
+        await _bounded(all_done(drained[port] for port in late if cuts[port].done()), _CUT_GRACE)
+        for handle in (*drained.values(), *cuts.values()):
+            handle.cancel()
+        server.abort_clients()
+        names = [name for handle in cuts.values() if _has_result(handle) for name in handle.result()]
+        return names, [port for port in late if not cuts[port].done()]
+
+    async def _stop_applications(self, stuck: Sequence[Port] = ()) -> list[str]:
+        """Shut the applications down and call ``on_stop``; say what was wrong with that."""
+        failures: list[str] = []
+        patience = self._options.lifespan_timeout
+        stops = self._on_loops(lambda port, engine: engine.stop(), {port for port, _ in self._engines} - set(stuck))
+        await _bounded(all_done(stops.values()), patience)
+        for port, handle in stops.items():
+            if not handle.done():
+                handle.cancel()
+                failures.append(f"the application on {port.name} had not shut down after {patience:g} s")
+            elif handle.cancelled():
+                failures.append(f"the application on {port.name} was cancelled while it shut down")
+            elif (exc := handle.exception()) is not None:
+                logger.error("polyloop: the application on %s failed at its end", port.name, exc_info=exc)
+                failures.append(f"the application on {port.name} failed at its end: {exc!r}")
+            elif (wrong := handle.result()) is not None:
+                failures.append(f"{wrong} on {port.name}")
+        if self._options.on_stop is not None:
+            try:
+                async with asyncio.timeout(patience):
+                    await _call(self._options.on_stop)
+            except Exception as exc:
+                logger.exception("polyloop: on_stop failed")
+                failures.append(f"on_stop failed: {exc!r}")
+        if self._access_log is not None:
+            self._access_log.close()
+        return failures
+
+    def _on_loops[T](
+        self, make: Callable[[Port, Engine], Coroutine[Any, Any, T]], ports: "Set[Port] | None" = None
+    ) -> "dict[Port, TaskHandle[T]]":
+        """Start a step of the end on each loop, or on these."""
+        return {
+            port: start_on(port, make(port, engine), f"end of {self!r}")
+            for port, engine in self._engines
+            if ports is None or port in ports
+        }
+
+
+def _has_result(handle: TaskHandle[Any]) -> bool:
+    return handle.done() and not handle.cancelled() and handle.exception() is None
+
+
+async def _cut(engine: Engine) -> list[str]:
+    return engine.cut()
+
+
+async def _call(hook: Hook) -> None:
+    result = hook()
+    if inspect.isawaitable(result):
+        await result
+
+
+async def _bounded(step: Awaitable[object], seconds: float) -> None:
+    """Wait for a step of the end, and not for ever."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await step
