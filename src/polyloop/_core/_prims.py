@@ -37,6 +37,8 @@ current_thread = threading.current_thread
 monotonic = time.monotonic
 monotonic_ns = time.monotonic_ns
 thread_time_ns = time.thread_time_ns
+wall_time = time.time  # for what people read; never to measure with
+local_time = time.localtime
 sleep = time.sleep
 
 _THREAD_TAKES_CONTEXT = sys.version_info >= (3, 14)
