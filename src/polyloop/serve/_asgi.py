@@ -19,7 +19,7 @@ type App = Callable[[Scope, Receive, Send], Awaitable[None]]
 type Health = Callable[[], tuple[bool, Mapping[str, object]]]
 
 #: How many requests a report of a hang names at most.
-_NAMED = 3
+NAMED = 3
 
 
 class Gate:
@@ -82,8 +82,8 @@ class Gate:
         scopes = list(self.in_flight.copy().values())
         if not scopes:
             return "and no request is in flight"
-        more = f" and {len(scopes) - _NAMED} more" if len(scopes) > _NAMED else ""
-        return f"while these are in flight: {', '.join(map(describe, scopes[:_NAMED]))}{more}"
+        more = f" and {len(scopes) - NAMED} more" if len(scopes) > NAMED else ""
+        return f"while these are in flight: {', '.join(map(describe, scopes[:NAMED]))}{more}"
 
 
 def describe(scope: Scope) -> str:

@@ -61,14 +61,16 @@ def serve(
     .. versionadded:: 0.4
     """
 
-    def make(runtime: Runtime, extra: ServeOptions) -> WebServer:
-        return ASGIServer(app, factory=factory, uvicorn=uvicorn, **{**options, **extra})
+    def make(extra: ServeOptions) -> WebServer:
+        merged = options.copy()
+        merged.update(extra)
+        return ASGIServer(app, factory=factory, uvicorn=uvicorn, **merged)
 
     return run_server(make, options, loops=loops, loop_factory=loop_factory, on_ready=on_ready)
 
 
 def run_server(
-    make: Callable[[Runtime, ServeOptions], WebServer],
+    make: Callable[[ServeOptions], WebServer],
     options: ServeOptions,
     *,
     loops: int | None,
@@ -84,7 +86,7 @@ def run_server(
     if handed_over:
         extra["sockets"] = handed_over
     try:
-        server = make(runtime, extra)
+        server = make(extra)
     except BaseException:
         for sock in handed_over:
             sock.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyloop._core._errors import ServerStartError
 from polyloop.serve._asgi import Gate, Health, describe
+from polyloop.serve._idle import Waiting
 from polyloop.serve._station import ProtocolFactory
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 IDLE_GRACE = 0.5
 
 #: Seconds between two looks at the connections: of a server that serves, and of one that drains.
-_LOOK = 1.0
-_DRAIN_LOOK = 0.02
+LOOK = 1.0
+DRAIN_LOOK = 0.02
 
 #: What uvicorn.Config takes and is not for the users of this server: it has parameters for it, or it makes no sense.
 _OURS = frozenset(
@@ -101,8 +102,7 @@ class UvicornEngine:
         self._gate: Gate | None = None
         self._log: LoopLog | None = None
         self._ticker: asyncio.Task[None] | None = None
-        # Connections that have not sent a whole request: since when, and after which request. The loop's thread.
-        self._waiting: dict[Any, tuple[float, object]] = {}
+        self._waiting = Waiting[Any]()
 
     @property
     def requests(self) -> int:
@@ -166,35 +166,25 @@ class UvicornEngine:
         """Once a second: the date that answers carry, and the clients that are too slow."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(LOOK)
             await self._server.on_tick(0)
             if self._head_timeout is not None:
-                for connection in self._waited(loop.time(), self._head_timeout, idle_too=False):
+                for connection in self._late_heads(loop.time(), self._head_timeout):
                     connection.transport.close()
 
-    def _waited(self, now: float, patience: float, *, idle_too: bool) -> list[Any]:
-        """The HTTP connections that have waited so long for the next request, or for the rest of its head.
+    def _late_heads(self, now: float, patience: float) -> list[Any]:
+        """Connections whose client takes too long over the head of a request, or never begins one.
 
-        Args:
-            idle_too: Whether one counts that has sent nothing since its last answer; uvicorn closes those itself.
+        Those that are idle between two requests are not among them: uvicorn closes these itself.
         """
-        before, self._waiting = self._waiting, {}
-        late: list[Any] = []
-        for connection in self._server.server_state.connections:
-            if not _is_http(connection):
-                continue
-            cycle = connection.cycle
-            if cycle is not None and not cycle.response_complete:
-                continue
-            if cycle is not None and connection.timeout_keep_alive_task is not None and not idle_too:
-                continue
-            since = now
-            if connection in before and before[connection][1] is cycle:
-                since = before[connection][0]
-            self._waiting[connection] = (since, cycle)
-            if now - since >= patience:
-                late.append(connection)
-        return late
+        connections = self._server.server_state.connections
+        waiting = {
+            connection: connection.cycle
+            for connection in connections
+            if _is_idle(connection)
+            and (connection.cycle is None or getattr(connection, "timeout_keep_alive_task", None) is None)
+        }
+        return self._waiting.late(now, waiting, patience)
 
     # The end
 
@@ -202,7 +192,7 @@ class UvicornEngine:
         """Let connections go: each when its answer says so, or when no request came for a moment."""
         assert self._gate is not None
         self._gate.draining = True
-        self._waiting.clear()
+        self._waiting = Waiting[Any]()  # from now on a request counts when its head is complete
         if self._ticker is not None:
             self._ticker.cancel()
         for connection in list(self._server.server_state.connections):
@@ -217,9 +207,10 @@ class UvicornEngine:
         loop = asyncio.get_running_loop()
         state = self._server.server_state
         while state.connections or state.tasks or connections():
-            for connection in self._waited(loop.time(), IDLE_GRACE, idle_too=True):
+            idle: dict[Any, object] = {one: one.cycle for one in state.connections if _is_idle(one)}
+            for connection in self._waiting.late(loop.time(), idle, IDLE_GRACE):
                 connection.shutdown()
-            await asyncio.sleep(_DRAIN_LOOK)
+            await asyncio.sleep(DRAIN_LOOK)
 
     def cut(self) -> list[str]:
         """Cancel the requests that are still in flight."""
@@ -253,6 +244,11 @@ def _server_of(config: "uvicorn.Config") -> "uvicorn.Server":
 def _is_http(connection: Any) -> bool:
     """Whether this is one of uvicorn's protocols for HTTP, rather than for WebSockets."""
     return hasattr(connection, "cycle")
+
+
+def _is_idle(connection: Any) -> bool:
+    """Whether it has no request to answer, as far as its whole head has come."""
+    return _is_http(connection) and (connection.cycle is None or connection.cycle.response_complete)
 
 
 def _name(app: object) -> str:

@@ -12,7 +12,8 @@ import asyncio
 import contextlib
 import inspect
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -302,7 +303,8 @@ class WebServer:
         cuts = self._on_loops(lambda port, engine: _cut(engine), late)
         await _bounded(all_done(cuts.values()), _CUT_GRACE)
         await _bounded(all_done(drained[port] for port in late if cuts[port].done()), _CUT_GRACE)
-        for handle in (*drained.values(), *cuts.values()):
+        begun: list[TaskHandle[Any]] = [*drained.values(), *cuts.values()]
+        for handle in begun:
             handle.cancel()
         server.abort_clients()
         names = [name for handle in cuts.values() if _has_result(handle) for name in handle.result()]
@@ -337,7 +339,7 @@ class WebServer:
         return failures
 
     def _on_loops[T](
-        self, make: Callable[[Port, Engine], Coroutine[Any, Any, T]], ports: "Set[Port] | None" = None
+        self, make: Callable[[Port, Engine], Coroutine[Any, Any, T]], ports: "AbstractSet[Port] | None" = None
     ) -> "dict[Port, TaskHandle[T]]":
         """Start a step of the end on each loop, or on these."""
         return {

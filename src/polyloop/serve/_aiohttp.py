@@ -1,0 +1,268 @@
+"""The engine for aiohttp applications: an ``AppRunner`` on each loop, without its sites, which accept by themselves."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
+
+from aiohttp import web
+from aiohttp.abc import AbstractAccessLogger
+
+from polyloop._core._errors import ServerStartError
+from polyloop._core._worker import LoopFactory
+from polyloop.serve._access_log import AccessLog, LoopLog
+from polyloop.serve._asgi import NAMED, Health
+from polyloop.serve._engine import Engine
+from polyloop.serve._idle import Waiting
+from polyloop.serve._options import ServeOptions, checked
+from polyloop.serve._serve import run_server
+from polyloop.serve._station import ProtocolFactory
+from polyloop.serve._uvicorn import DRAIN_LOOK, IDLE_GRACE, LOOK
+from polyloop.serve._web import ServeReport, WebServer
+
+#: Seconds that aiohttp gets for what is left of its connections when the drain is over.
+_LAST_STEPS = 0.5
+
+
+class AiohttpServer(WebServer):
+    """An aiohttp application on each loop of a runtime, on one port; ``serve_aiohttp`` without its runtime and signals.
+
+    aiohttp ties an application to one loop, so each loop has its own, made by ``factory`` there. ``on_startup``,
+    ``cleanup_ctx``, ``on_shutdown`` and ``on_cleanup`` run once on each.
+
+    Args:
+        factory: Called on each loop; returns a new ``aiohttp.web.Application``, or a coroutine that does.
+        settings: Further settings of ``aiohttp.web.AppRunner``: ``keepalive_timeout``, ``max_line_size`` ...
+        options: See ``ServeOptions``. The ``head_timeout`` of aiohttp is that of a connection's first request.
+    Raises:
+        TypeError, ValueError: an option makes no sense.
+    Thread safety: everything but the methods that are awaited may be called from any thread.
+
+    .. versionadded:: 0.4
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Any],
+        *,
+        settings: Mapping[str, Any] | None = None,
+        **options: Unpack[ServeOptions],
+    ) -> None:
+        super().__init__(checked(options))
+        if isinstance(factory, web.Application):
+            raise TypeError(
+                f"{factory!r} is one application, which aiohttp ties to one loop; give a function that makes one"
+            )
+        if not callable(factory):
+            raise TypeError(f"the factory is called on each loop; {factory!r} is not callable")
+        self._factory = factory
+        self._settings = dict(settings or {})
+
+    def _make_engine(self) -> Engine:
+        options = self._options
+        return AiohttpEngine(
+            self._factory,
+            settings=self._settings,
+            health_path=options.health,
+            health=self.health,
+            access_log=self._access_log,
+            head_timeout=options.head_timeout,
+        )
+
+
+def serve_aiohttp(
+    factory: Callable[[], Any],
+    *,
+    loops: int | None = None,
+    loop_factory: LoopFactory | None = None,
+    settings: Mapping[str, Any] | None = None,
+    on_ready: Callable[[WebServer], object] | None = None,
+    **options: Unpack[ServeOptions],
+) -> ServeReport:
+    """Serve an aiohttp application on every core, in one process and on one port, until a signal stops it.
+
+    Args:
+        factory, settings, options: See ``AiohttpServer``.
+        loops, loop_factory, on_ready: See ``serve``.
+    Returns, Raises, Thread safety: See ``serve``.
+
+    .. versionadded:: 0.4
+    """
+
+    def make(extra: ServeOptions) -> WebServer:
+        merged = options.copy()
+        merged.update(extra)
+        return AiohttpServer(factory, settings=settings, **merged)
+
+    return run_server(make, options, loops=loops, loop_factory=loop_factory, on_ready=on_ready)
+
+
+class _Runner(web.AppRunner):
+    """An ``AppRunner`` whose application hears of the shutdown when the drain begins, and only then."""
+
+    __slots__ = ("_told",)
+
+    async def shutdown(self) -> None:
+        if not getattr(self, "_told", False):
+            self._told = True
+            await super().shutdown()
+
+
+class _AccessLogger(AbstractAccessLogger):
+    """aiohttp's word of an answer, as a line of this loop's log."""
+
+    def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
+        peer = request.transport and request.transport.get_extra_info("peername")
+        whom = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else request.remote or ""
+        version = f"{request.version.major}.{request.version.minor}"
+        self.logger.info('%s - "%s %s HTTP/%s" %d', whom, request.method, request.path_qs, version, response.status)
+
+
+class AiohttpEngine:
+    """aiohttp on one loop; see ``Engine``."""
+
+    def __init__(
+        self,
+        factory: Callable[[], Any],
+        *,
+        settings: Mapping[str, Any],
+        health_path: str | None,
+        health: Health,
+        access_log: AccessLog | None,
+        head_timeout: float | None,
+    ) -> None:
+        self._factory = factory
+        self._settings = settings
+        self._health_path = health_path
+        self._health = health
+        self._access_log = access_log
+        self._head_timeout = head_timeout
+        self._runner: _Runner
+        self._log: LoopLog | None = None
+        self._draining = False
+        self._answered = 0
+        self._in_flight: dict[asyncio.Task[Any], web.Request] = {}  # changed by the loop's thread, read by anyone
+        self._last: dict[Any, object] = {}  # of each connection its last request; the loop's thread
+        self._waiting = Waiting[Any]()
+        self._ticker: asyncio.Task[None] | None = None
+
+    @property
+    def requests(self) -> int:
+        """Requests that were answered. Any thread."""
+        return self._answered
+
+    def busy_with(self, task: "asyncio.Task[Any] | None") -> str:
+        """Say which request a task of this loop answers. Any thread."""
+        if task is not None and (request := self._in_flight.get(task)) is not None:
+            return f"which answers {_describe(request)}"
+        requests = list(self._in_flight.copy().values())
+        if not requests:
+            return "and no request is in flight"
+        return f"while these are in flight: {', '.join(map(_describe, requests[:NAMED]))}"
+
+    async def start(self) -> ProtocolFactory:
+        """Make the application, run its startup, and return what makes a connection's protocol."""
+        try:
+            app = self._factory()
+            if asyncio.iscoroutine(app):
+                app = await app
+        except Exception as exc:
+            raise ServerStartError(f"the factory {self._factory!r} could not make the application: {exc!r}") from exc
+        if not isinstance(app, web.Application):
+            raise ServerStartError(f"the factory {self._factory!r} must make an aiohttp.web.Application, got {app!r}")
+        app.middlewares.insert(0, web.middleware(self._gate))
+        app.on_response_prepare.append(self._end_connections)
+        loop = asyncio.get_running_loop()
+        if self._access_log is not None:
+            self._log = self._access_log.for_loop(loop)
+        self._runner = _Runner(
+            app,
+            access_log_class=_AccessLogger,
+            access_log=self._log,
+            shutdown_timeout=_LAST_STEPS,
+            **self._settings,
+        )
+        try:
+            await self._runner.setup()
+        except Exception as exc:
+            raise ServerStartError(f"the application {app!r} refused to start: {exc!r}") from exc
+        server = self._runner.server
+        assert server is not None
+        self._ticker = loop.create_task(self._tick(), name="polyloop http ticker")
+        return server
+
+    async def _gate(self, request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+        if self._health_path is not None and request.path.startswith(self._health_path):
+            what = request.path[len(self._health_path) :]
+            if what in ("", "/ready", "/live"):
+                ready, details = self._health()
+                return web.json_response(details, status=200 if ready or what == "/live" else 503)
+        task = asyncio.current_task()
+        assert task is not None
+        self._in_flight[task] = request
+        self._last[request.protocol] = request
+        try:
+            answer: web.StreamResponse = await handler(request)
+            return answer
+        finally:
+            del self._in_flight[task]
+            self._answered += 1
+
+    async def _end_connections(self, request: web.Request, response: web.StreamResponse) -> None:
+        if self._draining:
+            response.force_close()
+
+    async def _tick(self) -> None:
+        """Once a second: the clients that are too slow with their first request."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(LOOK)
+            connections = self._connections()
+            self._last = {one: request for one, request in self._last.items() if one in connections}
+            new: dict[Any, object] = {one: None for one in connections if one not in self._last}
+            if self._head_timeout is not None:
+                for connection in self._waiting.late(loop.time(), new, self._head_timeout):
+                    connection.close()
+
+    def _connections(self) -> set[Any]:
+        server = self._runner.server
+        return set() if server is None else set(server.connections)
+
+    def begin_drain(self) -> None:
+        """Let connections go: each when its answer says so, or when no request came for a moment."""
+        self._draining = True
+        self._waiting = Waiting[Any]()
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+    async def drain(self, connections: Callable[[], int]) -> None:
+        """Tell the application, which closes its WebSockets, and wait for connections and requests to end."""
+        loop = asyncio.get_running_loop()
+        await self._runner.shutdown()
+        while connections() or self._in_flight:
+            busy = {request.protocol for request in self._in_flight.values()}
+            idle = {one: self._last.get(one) for one in self._connections() - busy}
+            for connection in self._waiting.late(loop.time(), idle, IDLE_GRACE):
+                connection.close()
+            await asyncio.sleep(DRAIN_LOOK)
+
+    def cut(self) -> list[str]:
+        """Cancel the requests that are still in flight."""
+        names = [_describe(request) for request in self._in_flight.values()]
+        for task in list(self._in_flight):
+            task.cancel("the server's time to drain was over")
+        return names
+
+    async def stop(self) -> str | None:
+        """Run the application's cleanup."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        try:
+            await self._runner.cleanup()
+        finally:
+            if self._log is not None:
+                self._log.close()
+        return None
+
+
+def _describe(request: web.Request) -> str:
+    return f"{request.method} {request.path!r} for {request.remote}"

@@ -1,0 +1,28 @@
+"""Which connections have waited too long: the policy, without sockets or a clock. One loop's thread."""
+
+from collections.abc import Mapping
+
+
+class Waiting[Connection]:
+    """Remembers since when connections wait for their client."""
+
+    def __init__(self) -> None:
+        # For each connection: since when, and after which request, so that a new wait begins with every request.
+        self._since: dict[Connection, tuple[float, object]] = {}
+
+    def late(self, now: float, waiting: Mapping[Connection, object], patience: float) -> list[Connection]:
+        """Those that have waited for ``patience`` seconds.
+
+        Args:
+            waiting: All that wait now, each with the request that it had last; the others are forgotten.
+        """
+        before, self._since = self._since, {}
+        late: list[Connection] = []
+        for connection, request in waiting.items():
+            since, after = before.get(connection, (now, request))
+            if after is not request:
+                since = now
+            self._since[connection] = (since, request)
+            if now - since >= patience:
+                late.append(connection)
+        return late
