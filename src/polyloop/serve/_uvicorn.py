@@ -172,15 +172,18 @@ class UvicornEngine:
                 for connection in self._late_heads(loop.time(), self._head_timeout):
                     connection.transport.close()
 
+    def _connections(self) -> list[Any]:
+        """uvicorn's protocols of the connections that are open, of whatever class."""
+        return list(self._server.server_state.connections)
+
     def _late_heads(self, now: float, patience: float) -> list[Any]:
         """Connections whose client takes too long over the head of a request, or never begins one.
 
         Those that are idle between two requests are not among them: uvicorn closes these itself.
         """
-        connections = self._server.server_state.connections
         waiting = {
             connection: connection.cycle
-            for connection in connections
+            for connection in self._connections()
             if _is_idle(connection)
             and (connection.cycle is None or getattr(connection, "timeout_keep_alive_task", None) is None)
         }
@@ -195,7 +198,7 @@ class UvicornEngine:
         self._waiting = Waiting[Any]()  # from now on a request counts when its head is complete
         if self._ticker is not None:
             self._ticker.cancel()
-        for connection in list(self._server.server_state.connections):
+        for connection in self._connections():
             if not _is_http(connection):
                 connection.shutdown()  # tells a WebSocket's other end that the service restarts (1012)
             elif (cycle := connection.cycle) is not None and not cycle.response_started:
@@ -207,7 +210,7 @@ class UvicornEngine:
         loop = asyncio.get_running_loop()
         state = self._server.server_state
         while state.connections or state.tasks or connections():
-            idle: dict[Any, object] = {one: one.cycle for one in state.connections if _is_idle(one)}
+            idle: dict[Any, object] = {one: one.cycle for one in self._connections() if _is_idle(one)}
             for connection in self._waiting.late(loop.time(), idle, IDLE_GRACE):
                 connection.shutdown()
             await asyncio.sleep(DRAIN_LOOK)
