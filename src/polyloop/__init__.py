@@ -2,7 +2,8 @@
 
 The layers, each of which imports only what stands below it::
 
-    cli/       polyloop run | doctor | bench        testing/   paused loops, blocked-detector, fake clock
+    cli/       polyloop run | serve | doctor | bench        testing/   paused loops, blocked-detector, fake clock
+    serve/     start_server, serve: TCP, ASGI and aiohttp servers over all loops on one port
     tasks/     TaskGroup, gather, map, as_completed, race
     offload/   to_thread, offload, async_wrap: sync code on threads, or on any executor
     distributed/  an executor on a Dask cluster; imported when it is asked for
@@ -26,12 +27,22 @@ from polyloop._core._errors import (
     QueueFull,
     QueueShutDown,
     RuntimeClosedError,
+    ServerStartError,
     UnreliableLoopError,
     WorkerDiedError,
 )
 from polyloop.offload import async_wrap, offload, sleep_sync, thread_pool, to_thread
 from polyloop.queues import LifoQueue, PriorityQueue, Queue, SimpleQueue
 from polyloop.runtime import Runtime, ShutdownReport, Worker, current_runtime, run, spawn
+from polyloop.serve import (
+    ASGIServer,
+    create_server,
+    create_unix_server,
+    serve,
+    serve_aiohttp,
+    start_server,
+    start_unix_server,
+)
 from polyloop.sync import Barrier, BoundedSemaphore, CapacityLimiter, Condition, Event, Lock, RLock, Semaphore
 from polyloop.tasks import (
     TaskGroup,
@@ -46,6 +57,7 @@ from polyloop.tasks import (
 __version__ = "0.1.0"
 
 __all__ = (
+    "ASGIServer",
     "Barrier",
     "BlockingCallError",
     "BoundedSemaphore",
@@ -68,6 +80,7 @@ __all__ = (
     "Runtime",
     "RuntimeClosedError",
     "Semaphore",
+    "ServerStartError",
     "ShutdownReport",
     "SimpleQueue",
     "TaskGroup",
@@ -77,6 +90,8 @@ __all__ = (
     "WorkerDiedError",
     "as_completed",
     "async_wrap",
+    "create_server",
+    "create_unix_server",
     "current_runtime",
     "first_success",
     "from_thread",
@@ -85,8 +100,12 @@ __all__ = (
     "offload",
     "race",
     "run",
+    "serve",
+    "serve_aiohttp",
     "sleep_sync",
     "spawn",
+    "start_server",
+    "start_unix_server",
     "thread_pool",
     "to_thread",
 )
