@@ -1,20 +1,17 @@
 """The acceptor: a thread that accepts connections and hands each to the loop with the fewest.
 
-It also looks after the loops: one that does not answer is reported, with its stack and what it is busy with, and gets
-no connections until it is back. It runs no code of the user's, so it cannot be held up by any.
+It also looks after the loops (see ``_lookout``): one that hangs gets no connections until it is back. The thread runs
+no code of the user's, so it cannot be held up by any.
 
 Its life: *serving*; *closing*, when the doors are closed and the stations leave as their last connections do; *ended*.
-All state is its own thread's. Everybody else gives it commands, and tells it of connections that ended. The wake-up
-of a command is written under ``_lock``, which also guards the descriptor's end. Of a departure it hears when it looks,
-and is woken only while the server is full: then it puts a token into ``_hungry`` *before* it looks at ``_departures``
-a last time, and whoever departs appends *before* looking for a token, so one of the two sees the other (see
-``_core/_mailbox``, which relies on the same).
+All state is its own thread's. Everybody else gives it commands, and tells it of connections that ended. A command is
+queued, and the wake-up written, under ``_lock``, which also guards the end of the waker's descriptor. It is reentrant,
+since a garbage collection or a signal handler may come in between, and close a connection or the server. Of
+departures the thread hears whenever it looks, and is woken by them only while there is no room (see ``_departures``).
 
-Why it cannot hang: it waits in ``select`` only, for at most a tick while it serves.
+Why it cannot hang: it waits in ``select`` only, and every command and every departure that it waits for ends that.
 """
 
-import asyncio
-import contextlib
 import selectors
 import socket
 from collections import deque
@@ -23,18 +20,16 @@ from typing import Literal
 
 from polyloop._core import _prims
 from polyloop._core._completion import Completion
-from polyloop._core._ending import thread_stack
-from polyloop._core._waker import new_waker
-from polyloop.serve._accepted import AcceptedSocket, accept, logger
+from polyloop._core._waker import Waker, new_waker
+from polyloop.serve._accepted import RETRY, AcceptedSocket, Trouble, accept, logger
 from polyloop.serve._balance import Balance
+from polyloop.serve._departures import Departures
 from polyloop.serve._listen import Listener
-from polyloop.serve._station import RETRY, Station
+from polyloop.serve._lookout import Lookout
+from polyloop.serve._station import MOST_WAITING, Station
 
 #: Connections accepted in a row before it looks at its commands.
 _BATCH = 64
-
-#: Seconds between two looks at the loops; a hang is noticed within this and the patience.
-TICK = 0.2
 
 type WhenFull = Literal["wait", "refuse"]
 
@@ -48,37 +43,50 @@ class Acceptor:
         patience: Seconds until a loop that does not answer hangs; ``None`` for no such watch.
 
     Attributes:
+        stations: The loops' parts; set before any of them is started.
         doors_closed: Done when the listening sockets are closed.
         ended: Done when the stations have ended too.
     """
 
     def __init__(self, name: str, balance: Balance, *, when_full: WhenFull, patience: float | None) -> None:
         self.name = name
+        self.stations: Sequence[Station] = ()
         self.doors_closed = Completion[None]()
         self.ended = Completion[None]()
-        self.hanging: frozenset[int] = frozenset()  # replaced by the acceptor's thread, read by anyone
         self.refused = 0
         self._balance = balance
-        self._when_full: WhenFull = when_full
-        self._watches = patience is not None
-        self._listeners: list[Listener] = []  # replaced by the acceptor's thread
-        self._stations: Sequence[Station] = ()
-        self._left: set[int] = set()  # stations that have ended
-        self._lock = _prims.Lock()  # guards _commands, _over and the waker's end
+        self._lookout = Lookout(balance, patience)
+        self._refuses = when_full == "refuse"
+        self._listeners: Sequence[Listener] = ()  # set before the thread starts, emptied by it
+        self._left: set[int] = set()  # stations that have ended; added by any thread
+        self._lock = _prims.RLock()  # guards _commands, _over, and _waker from its making to its end
         self._commands: deque[Callable[[], object]] = deque()
         self._over = False
-        self._waker = new_waker()
-        self._departures: deque[int] = deque()  # appended by any thread, popped by the acceptor's
-        self._hungry: deque[None] = deque()  # appended by the acceptor's thread, popped by whoever wakes it
-        self._selector = selectors.DefaultSelector()
+        self._waker: Waker | None = None
+        self._departures = Departures(lambda: self.tell(_look))
+        self._selector: selectors.BaseSelector
         self._open = False  # whether the listeners are in the selector
         self._retry_at: float | None = None
+        self._trouble = Trouble()
 
-    def start(self, listeners: Sequence[Listener], stations: Sequence[Station]) -> None:
-        """Begin to serve; once."""
-        self._listeners = list(listeners)
-        self._stations = stations
-        _prims.start_thread(self._main, self.name)
+    def start(self, listeners: Sequence[Listener]) -> None:
+        """Begin to accept; once.
+
+        Raises:
+            OSError: no descriptor is left.
+            RuntimeError: no thread can be had. Either way it may be abandoned then.
+        """
+        self._selector = selectors.DefaultSelector()
+        try:
+            with self._lock:
+                self._waker = new_waker()
+            self._selector.register(self._waker.fileno(), selectors.EVENT_READ)
+            self._listeners = listeners
+            _prims.start_thread(self._main, self.name)
+        except BaseException:
+            self._listeners = ()
+            self._close_waker()
+            raise
 
     def abandon(self) -> None:
         """It was never started and never will be. Whoever closes the server."""
@@ -86,20 +94,25 @@ class Acceptor:
             if self._over:
                 return
             self._over = True
-            self._waker.close()
-        self._selector.close()
+            self._commands.clear()
         self.doors_closed._complete(None)
         self.ended._complete(None)
 
     # Any thread
 
+    @property
+    def hanging(self) -> frozenset[int]:
+        """Numbers of the loops that hang."""
+        return self._lookout.hanging
+
     def tell(self, command: Callable[[], object]) -> bool:
-        """Have ``command`` called on the acceptor's thread; ``False`` if that has ended."""
+        """Have ``command`` called on the acceptor's thread, perhaps once it is started; ``False`` if that has ended."""
         with self._lock:
             if self._over:
                 return False
             self._commands.append(command)
-            self._waker.wake()
+            if self._waker is not None:
+                self._waker.wake()
         return True
 
     def close_doors(self, *, take_waiting: bool = True) -> None:
@@ -113,27 +126,22 @@ class Acceptor:
 
     def departed(self, index: int) -> None:
         """A connection of station ``index`` has ended."""
-        if not self._listeners:  # nothing is accepted here any more, or ever: nobody counts
-            return
-        self._departures.append(index)
-        if self._hungry:
-            with contextlib.suppress(IndexError):
-                self._hungry.pop()
-                self.tell(_look)
+        if self._listeners:  # else nothing is accepted here any more, or ever: nobody counts
+            self._departures.add(index)
 
     def station_ended(self, index: int) -> Completion[None] | None:
         """A station's task is about to end; what it waits for if it is the last."""
         with self._lock:
             self._left.add(index)
-            last = len(self._left) == len(self._stations)
-        self.tell(lambda: self._balance.remove(index))
+            last = len(self._left) == len(self.stations)
+        self.tell(lambda: self._remove(index))
         return self.ended if last else None
 
     # The acceptor's thread
 
     def _main(self) -> None:
         try:
-            self._selector.register(self._waker.fileno(), selectors.EVENT_READ)
+            self._serve_others()
             self._open_doors()
             while not self._finished():
                 self._turn()
@@ -143,10 +151,11 @@ class Acceptor:
             self._finish()
 
     def _finished(self) -> bool:
-        return len(self._left) == len(self._stations)
+        return len(self._left) == len(self.stations)
 
     def _turn(self) -> None:
         events = self._selector.select(self._patience())
+        assert self._waker is not None
         for key, _ in events:
             if key.data is None:
                 self._waker.drain()
@@ -154,46 +163,48 @@ class Acceptor:
         for key, _ in events:
             if key.data is not None and self._open:
                 self._accept_from(key.data)
-        if self._watches:
-            self._look_at_loops()
+        self._lookout.look(self.stations, self._left, _prims.monotonic())
         self._open_doors()
 
     def _patience(self) -> float | None:
-        if self._listeners and not self._open and self._hunger():
-            return 0
-        if self._watches:
-            return TICK
-        return None if self._retry_at is None else max(0.0, self._retry_at - _prims.monotonic())
-
-    def _hunger(self) -> bool:
-        """Ask to be woken by the next departure; say whether there was one already."""
-        if not self._hungry:
-            self._hungry.append(None)
-        return bool(self._departures)
+        """How long to sleep; ``None`` until it is woken."""
+        if self._listeners and not self._open and not self._departures.wait():
+            return 0.0
+        now = _prims.monotonic()
+        look = self._lookout.wait(now)
+        retry = None if self._retry_at is None else max(0.0, self._retry_at - now)
+        return min((wait for wait in (look, retry) if wait is not None), default=None)
 
     def _serve_others(self) -> None:
+        self._hear_departures()
         while self._commands:
             self._commands.popleft()()
-        while True:
-            try:
-                self._balance.left(self._departures.popleft())
-            except IndexError:
-                return
+
+    def _hear_departures(self) -> None:
+        while (index := self._departures.take()) is not None:
+            self._balance.left(index)
+            self._retry_at = None  # a descriptor is free again
+
+    def _remove(self, index: int) -> None:
+        self._balance.remove(index)
+        self._lookout.put_back(self.stations[index])
 
     def _open_doors(self) -> None:
         """Look at the listening sockets, unless there is no room."""
         if self._open or not self._listeners:
             return
-        now = _prims.monotonic()
-        if self._retry_at is not None and now < self._retry_at:
+        if self._retry_at is not None and _prims.monotonic() < self._retry_at:
             return
         self._retry_at = None
-        if self._when_full == "wait" and self._balance.choose() is None:
+        if not self._has_use_for_more():
             return
         for listener in self._listeners:
             self._selector.register(listener.sock, selectors.EVENT_READ, listener.sock)
         self._open = True
-        self._hungry.clear()
+        self._departures.wait_no_more()
+
+    def _has_use_for_more(self) -> bool:
+        return self._balance.choose() is not None or (self._refuses and self._balance.full)
 
     def _shut_doors(self) -> None:
         """Look away from the listening sockets, until there is room."""
@@ -209,93 +220,65 @@ class Acceptor:
 
     def _accept_one(self, listener: socket.socket) -> bool:
         """Accept one connection; ``False`` if there is none, or no room for it."""
+        if self._balance.choose() is None:
+            self._hear_departures()
+            if not self._has_use_for_more():
+                self._shut_doors()
+                return False
         index = self._balance.choose()
-        if index is None and self._when_full == "wait":
-            self._shut_doors()
-            return False
         try:
-            sock = accept(listener, _untold if index is None else self._stations[index].gone)
-        except OSError:
-            logger.exception("polyloop: %s cannot accept from %r; trying again in %g s", self.name, listener, RETRY)
-            sock = "exhausted"
-        if sock == "none":
+            sock = accept(listener, _untold if index is None else self.stations[index].gone)
+        except OSError as exc:
+            self._pause(exc)
             return False
-        if sock == "exhausted":
-            logger.error("polyloop: the system has no room for another connection; trying again in %g s", RETRY)
-            self._retry_at = _prims.monotonic() + RETRY
-            self._shut_doors()
+        if isinstance(sock, str):
+            if sock == "exhausted":
+                self._pause()
             return False
         if index is None:
             self.refused += 1
-            sock.abort()
+            sock.drop()
         else:
-            station = self._stations[index]
+            station = self.stations[index]
             self._balance.take(index)
             station.port.post(station.adopt, sock)
         return True
 
+    def _pause(self, exc: OSError | None = None) -> None:
+        """Nothing can be accepted: try again in a moment."""
+        self._trouble.say(self.name, exc)
+        self._retry_at = _prims.monotonic() + RETRY
+        self._shut_doors()
+
     def _close_doors(self, take_waiting: bool) -> None:
-        listeners, self._listeners = self._listeners, []
-        if self._open:
-            self._open = False
-            for listener in listeners:
-                self._selector.unregister(listener.sock)
-        for listener in listeners:
-            while take_waiting and self._accept_one(listener.sock):
-                pass
+        if self.doors_closed.done():
+            return
+        self._shut_doors()
+        for listener in self._listeners:
+            listener.remove_file()  # before the last look at the backlog: nobody comes in by it after that
+            for _ in range(MOST_WAITING if take_waiting else 0):
+                if not self._accept_one(listener.sock):
+                    break
             listener.close()
-        for station in self._stations:
-            if station.listeners:
-                station.port.post(station.close_listeners)
-            station.port.post(station.leave)
-        if not self.doors_closed.done():
-            self.doors_closed._complete(None)
+        self._listeners = ()
+        for station in self.stations:
+            station.port.post(station.leave, take_waiting)
+        self.doors_closed._complete(None)
 
     def _finish(self) -> None:
         self._close_doors(take_waiting=False)
         with self._lock:
             self._over = True
-            self._waker.close()
-        self._selector.close()
-        self._serve_others()
+            self._commands.clear()
+        self._close_waker()
         self.ended._complete(None)
 
-    # Loops that hang
-
-    def _look_at_loops(self) -> None:
-        now = _prims.monotonic()
-        for station in self._stations:
-            if station.index not in self._left:
-                self._look_at(station, now)
-
-    def _look_at(self, station: Station, now: float) -> None:
-        pulse, asleep = station.pulse, station.asleep
-        since = pulse.since
-        change = pulse.look(now, asleep)
-        if change == "hangs":
-            self._balance.take_out(station.index)
-            self.hanging |= {station.index}
-            logger.error("polyloop: %s", _describe(station, now - (since or now)))
-        elif change == "recovers":
-            self._balance.put_back(station.index)
-            self.hanging -= {station.index}
-            logger.warning("polyloop: %s answers again and takes connections", station.port.name)
-        number = pulse.ping(now, asleep)
-        if number is not None:
-            station.port.post(pulse.pong, number)
-
-
-def _describe(station: Station, silent: float) -> str:
-    """What is to be said of a loop that hangs."""
-    port = station.port
-    task = asyncio.current_task(port.loop)
-    doing = "" if station.busy_with is None else station.busy_with(task)
-    name = "no task" if task is None else f"task {task.get_name()!r}"
-    stack = "".join(f"\n    {frame}" for frame in thread_stack(port.ident))
-    return (
-        f"{port.name} hangs: it has not answered for {silent:.1f} s and gets no connections until it does."
-        f" It runs {name}{', ' + doing if doing else ''}:{stack}"
-    )
+    def _close_waker(self) -> None:
+        with self._lock:
+            if self._waker is not None:
+                self._waker.close()
+                self._waker = None
+        self._selector.close()
 
 
 def _untold(sock: AcceptedSocket) -> None:

@@ -41,6 +41,14 @@ class Balance:
                 best = index
         return best
 
+    @property
+    def full(self) -> bool:
+        """Whether a limit is what keeps the next connection out, and not that the loops with room hang."""
+        if self.choose() is not None:
+            return False
+        works = [not (out or gone) for out, gone in zip(self._out, self._gone, strict=True)]
+        return any(works) or (self._most is not None and self.total >= self._most)
+
     def take(self, index: int) -> None:
         """The loop that was chosen has got a connection."""
         self.open[index] += 1

@@ -1,13 +1,15 @@
-"""Listening sockets: made, taken over, and closed in the end. The thread that opens the server; later the acceptor's."""
+"""Listening sockets: made, taken over, and closed in the end. First the opener's thread's, later the acceptor's."""
 
 import asyncio
 import contextlib
 import errno
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from polyloop.serve._accepted import logger
 
@@ -19,24 +21,46 @@ class Listener:
     """A socket that listens, and the file that goes with it.
 
     Attributes:
-        path: Of a unix socket that we made; removed at the end, if it is still ours.
+        path: Of a unix socket whose file is ours; removed at the end, if it is still the same.
     """
 
     sock: socket.socket
     path: str | None = None
-    _inode: int | None = None
+    _inode: tuple[int, int] | None = None
 
     def close(self) -> None:
         """Close it, and remove its file."""
-        if self.path is not None:
-            with contextlib.suppress(OSError):
-                if os.stat(self.path).st_ino == self._inode:
-                    os.unlink(self.path)
+        self.remove_file()
         self.sock.close()
+
+    def remove_file(self) -> None:
+        """Remove its file: nobody comes in any more, and who has come in stays."""
+        path, self.path = self.path, None
+        if path is not None:
+            # No other file can have this inode: it lives as long as our socket, which is open still.
+            with contextlib.suppress(OSError):
+                if _inode(path) == self._inode:
+                    os.unlink(path)
 
     def keep_file(self) -> None:
         """Leave the file of a unix socket to whoever goes on with it."""
         self.path = None
+
+
+def with_file(sock: socket.socket) -> Listener:
+    """The listener of a unix socket that was bound by somebody else, and whose file is ours now."""
+    name = sock.getsockname()
+    if not isinstance(name, str) or not name:  # bytes: not in the file system
+        return Listener(sock)
+    try:
+        return Listener(sock, name, _inode(name))
+    except OSError:  # removed, or not to be seen from here
+        return Listener(sock)
+
+
+def _inode(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 async def bind_tcp(
@@ -55,10 +79,10 @@ async def bind_tcp(
     Raises:
         OSError: an address cannot be had; the message says which, why, and what to do.
     """
-    loop = asyncio.get_running_loop()
+    loop: Any = asyncio.get_running_loop()  # the types of create_server do not know of keep_alive
     options: dict[str, bool] = {} if keep_alive is None else {"keep_alive": keep_alive}
     try:
-        server = await loop.create_server(
+        server: asyncio.Server = await loop.create_server(
             asyncio.Protocol,
             host,
             port,
@@ -71,12 +95,19 @@ async def bind_tcp(
             **options,
         )
     except OSError as exc:
-        raise _explained(exc, f"{host or '*'}:{port}") from exc
+        raise explained(exc, f"{host or '*'}:{port or 0}") from exc
+    # The loop's own server only bound them. Its sockets go with it, so ours are copies.
+    copies: list[socket.socket] = []
     try:
-        # The loop's own server only bound them. Its sockets go with it, so ours are copies.
-        return [socket.socket(fileno=os.dup(sock.fileno())) for sock in server.sockets]
+        for sock in server.sockets:
+            copies.append(socket.socket(fileno=os.dup(sock.fileno())))  # noqa: PERF401 - to be closed one by one
+    except BaseException:
+        for copy in copies:
+            copy.close()
+        raise
     finally:
         server.close()
+    return copies
 
 
 def bind_again(sock: socket.socket) -> socket.socket:
@@ -86,7 +117,8 @@ def bind_again(sock: socket.socket) -> socket.socket:
         twin.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         set_reuse_port(twin)
         if sock.family == socket.AF_INET6:
-            twin.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            twin.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
         twin.bind(sock.getsockname())
     except BaseException:
         twin.close()
@@ -126,10 +158,12 @@ def bind_unix(path: str | os.PathLike[str] | bytes, mode: int | None = None) -> 
         sock.bind(name)
         if mode is not None:
             os.chmod(name, mode)
-        return Listener(sock, name, os.stat(name).st_ino)
+        return Listener(sock, name, _inode(name))
     except BaseException as exc:
         sock.close()
-        raise _explained(exc, name) if isinstance(exc, OSError) else exc
+        if isinstance(exc, OSError):
+            raise explained(exc, name) from exc
+        raise
 
 
 def _remove_stale(path: str) -> None:
@@ -153,19 +187,34 @@ def _remove_stale(path: str) -> None:
         os.unlink(path)
 
 
-def check_listener(sock: socket.socket) -> socket.socket:
+def check_listener(sock: socket.socket, *, family: int | None = None, shared: bool = False) -> socket.socket:
     """A socket of the user's that is to be served, and is ours from now on.
 
+    Args:
+        family: What it must be of; by default any.
+        shared: Whether other sockets are to have its address too.
     Raises:
-        TypeError: it is a TLS socket; those cannot be accepted from by several loops.
-        ValueError: it is not a stream socket.
+        TypeError: it is no socket, or a TLS socket; those cannot be accepted from by several loops.
+        ValueError: it is closed, not a stream socket, or not of that family, or its address cannot be shared.
     """
-    import ssl  # noqa: PLC0415 - 10 ms that a program without TLS need not pay
+    checked = check_socket(sock, socket.SOCK_STREAM, "a server needs a stream socket (SOCK_STREAM)", shared=shared)
+    if family is not None and checked.family != family:
+        raise ValueError(f"a unix server needs a socket of AF_UNIX, got {sock!r}; use start_server() for this one")
+    return checked
 
+
+def check_socket(sock: object, kind: int, need: str, *, shared: bool) -> socket.socket:
+    """A socket of the user's, if it is of the type ``kind``; see ``check_listener``."""
     if isinstance(sock, ssl.SSLSocket):
         raise TypeError(f"{sock!r} is a TLS socket; give the plain one, and the SSLContext as ssl=")
-    if sock.type != socket.SOCK_STREAM:
-        raise ValueError(f"a server needs a stream socket, got {sock!r}")
+    if not isinstance(sock, socket.socket):
+        raise TypeError(f"sock must be a socket.socket, got {sock!r}")
+    if sock.fileno() < 0:
+        raise ValueError(f"{sock!r} is closed; give an open socket")
+    if sock.type != kind:
+        raise ValueError(f"{need}, got {sock!r}")
+    if shared and not (hasattr(socket, "SO_REUSEPORT") and sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)):
+        raise ValueError(f"reuse_port=True needs a socket with SO_REUSEPORT set before it was bound, got {sock!r}")
     return sock
 
 
@@ -175,15 +224,16 @@ def listen(sock: socket.socket, backlog: int) -> None:
     sock.listen(backlog)
 
 
-def _explained(exc: OSError, address: str) -> OSError:
-    """The same error with the address, and the next step."""
+def explained(exc: OSError, address: str) -> OSError:
+    """An error with the address, and the next step."""
+    number = exc.errno or 0
     advice = {
         errno.EADDRINUSE: "somebody else listens there; stop that, or choose another",
         errno.EACCES: "you may not; ports below 1024 need a privilege (CAP_NET_BIND_SERVICE), files a folder you may"
         " write to",
         errno.EADDRNOTAVAIL: "no such address on this machine",
         errno.ENOENT: "there is no such folder",
-    }.get(exc.errno or 0)
-    if advice is None:
-        return exc
-    return OSError(exc.errno, f"cannot listen on {address}: {os.strerror(exc.errno or 0).lower()}; {advice}")
+    }.get(number)
+    if advice is None:  # of the resolver, for instance, whose numbers are others
+        return type(exc)(*exc.args[:1], f"cannot listen on {address}: {exc.strerror or exc}")
+    return OSError(number, f"cannot listen on {address}: {os.strerror(number).lower()}; {advice}")

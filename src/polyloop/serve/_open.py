@@ -5,11 +5,12 @@ import os
 import socket
 import ssl as ssl_module
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from polyloop._core._port import Port
 from polyloop.runtime._runtime import Runtime
 from polyloop.serve._acceptor import WhenFull
-from polyloop.serve._listen import Host, Listener, bind_tcp, bind_unix, check_listener
+from polyloop.serve._listen import Host, Listener, bind_tcp, bind_unix, check_listener, with_file
 from polyloop.serve._places import places
 from polyloop.serve._server import Limits, Server
 from polyloop.serve._station import ProtocolFactory, Tls
@@ -273,7 +274,7 @@ async def _open_tcp(
     elif host is not None or port is not None:
         raise ValueError("host/port and sock both say where to listen; give one")
     else:
-        sockets = [check_listener(sock)]
+        sockets = [check_listener(sock, shared=reuse_port)]
     return await open_server(
         factory_for,
         [Listener(one) for one in sockets],
@@ -304,7 +305,7 @@ async def _open_unix(
         listener = bind_unix(path)
     else:
         assert sock is not None
-        listener = Listener(check_listener(sock))
+        listener = with_file(check_listener(sock, family=socket.AF_UNIX))
     if not cleanup_socket:
         listener.keep_file()
     return await open_server(
@@ -350,11 +351,17 @@ async def open_server(
     return server
 
 
-def _tls(context: ssl_module.SSLContext | None, handshake: float | None, shutdown: float | None) -> Tls:
-    if context is None:
-        for name, value in (("ssl_handshake_timeout", handshake), ("ssl_shutdown_timeout", shutdown)):
-            if value is not None:
-                raise ValueError(f"{name}={value!r} is only meaningful with ssl; give the SSLContext, or leave it out")
-    elif not isinstance(context, ssl_module.SSLContext):
-        raise TypeError(f"ssl must be an SSLContext or None, got {context!r}")
+def _tls(context: Any, handshake: float | None, shutdown: float | None) -> Tls:
+    timeouts = {"ssl_handshake_timeout": handshake, "ssl_shutdown_timeout": shutdown}
+    for name, value in timeouts.items():
+        if value is not None and context is None:
+            raise ValueError(f"{name}={value!r} is only meaningful with ssl; give the SSLContext, or leave it out")
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be seconds above 0, got {value!r}")
+    if context is not None and not isinstance(context, ssl_module.SSLContext):
+        raise TypeError(f"ssl must be an SSLContext or None, got {context!r}; see ssl.create_default_context()")
+    if context is not None and context.protocol == ssl_module.PROTOCOL_TLS_CLIENT:
+        raise ValueError(
+            f"ssl={context!r} is a client's; make it with ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
+        )
     return Tls(context, handshake, shutdown)

@@ -4,6 +4,7 @@ import contextvars
 from collections.abc import Coroutine
 from typing import Any
 
+from polyloop._core._errors import WorkerDiedError
 from polyloop._core._handle import TaskHandle
 from polyloop._core._port import Port, current_port
 from polyloop.runtime._current import running_runtime
@@ -14,12 +15,19 @@ def places(runtime: Runtime | None) -> tuple[Port, ...]:
     """The loops of a server that is opened here.
 
     Raises:
+        RuntimeClosedError: ``runtime`` does not run.
         RuntimeError: there is neither a runtime nor a running loop.
+        WorkerDiedError: all its workers have died.
     """
     chosen = running_runtime() if runtime is None else runtime
     if chosen is None:
         return (current_port(),)
-    return tuple(worker for worker in chosen.workers if worker.alive)
+    if chosen._state != "running":
+        raise chosen._closed_error("a server")
+    alive = tuple(worker for worker in chosen.workers if worker.alive)
+    if not alive:
+        raise WorkerDiedError(f"cannot start a server: all workers of {chosen!r} have died; start a new Runtime")
+    return alive
 
 
 def start_on[T](port: Port, coro: Coroutine[Any, Any, T], name: str) -> TaskHandle[T]:

@@ -10,6 +10,9 @@ class Pulse:
 
     A loop that sleeps is alive and is not woken: only one that is awake is pinged, which costs it next to nothing.
 
+    That it has not answered takes two looks: of a process that was stopped (a signal, a laptop's lid), the thread that
+    looks may be the first to go on, and finds a ping from long ago.
+
     Args:
         patience: Seconds.
 
@@ -25,6 +28,7 @@ class Pulse:
         self.answered = 0
         self._patience = patience
         self._sent = 0
+        self._looks = 0  # since that ping
 
     def look(self, now: float, asleep: bool) -> Change:
         """Look at it; ``ping`` says afterwards whether it is to be pinged."""
@@ -33,10 +37,18 @@ class Pulse:
             if self.hanging:
                 self.hanging = False
                 return "recovers"
-        elif self.since is not None and not self.hanging and now - self.since >= self._patience:
+            return None
+        self._looks += 1
+        due = self.due
+        if due is not None and now >= due and self._looks > 1:
             self.hanging = True
             return "hangs"
         return None
+
+    @property
+    def due(self) -> float | None:
+        """When it hangs, unless it answers before; ``None`` if nothing is asked of it, or if it hangs already."""
+        return None if self.since is None or self.hanging else self.since + self._patience
 
     def ping(self, now: float, asleep: bool) -> int | None:
         """The number of the ping to send now, for ``pong``; ``None`` if none is due."""
@@ -44,6 +56,7 @@ class Pulse:
             return None
         self._sent += 1
         self.since = now
+        self._looks = 0
         return self._sent
 
     def pong(self, number: int) -> None:

@@ -9,8 +9,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from polyloop._core import _prims
 from polyloop._core._completion import Completion, all_done
 from polyloop._core._errors import RuntimeClosedError
+from polyloop._core._handle import TaskHandle
 from polyloop._core._port import Port
 from polyloop.serve._acceptor import Acceptor, WhenFull
 from polyloop.serve._balance import Balance
@@ -85,25 +87,36 @@ class Server:
         self._listeners = tuple(listeners)
         self._backlog = backlog
         self._reuse_port = reuse_port
+        self._name = ", ".join(_address(listener.sock) for listener in listeners)
         balance = Balance(len(ports), most=limits.max_connections, most_each=limits.max_connections_per_loop)
         self._acceptor = Acceptor(
-            f"polyloop-acceptor-{_address(listeners[0].sock)}",
-            balance,
-            when_full=limits.when_full,
-            patience=limits.hung_after,
+            f"polyloop-acceptor-{self._name}", balance, when_full=limits.when_full, patience=limits.hung_after
         )
-        patience = limits.hung_after or 0.0
         self._stations = tuple(
-            Station(index, port, factory, tls, Pulse(patience), self._acceptor, most=limits.max_connections_per_loop)
+            Station(
+                index,
+                port,
+                factory,
+                tls,
+                Pulse(limits.hung_after or 0.0),
+                self._acceptor,
+                most=limits.max_connections_per_loop,
+                refuses=limits.when_full == "refuse",
+            )
             for index, (port, factory) in enumerate(zip(ports, factories, strict=True))
         )
+        self._acceptor.stations = self._stations
+        self._lock = (
+            _prims.RLock()
+        )  # guards _started, _closing and _forever; reentrant for signal handlers that close the server
         self._started = False
         self._closing = False
+        self._start_over = Completion[None]()  # done when start_serving is, in whatever way
         self._forever: Completion[None] | None = None
 
     def __repr__(self) -> str:
-        where = ", ".join(_address(listener.sock) for listener in self._listeners)
-        return f"<Server {where or 'closed'} loops={len(self._stations)}>"
+        state = "closed" if self._closing else "serving" if self._started else "not serving yet"
+        return f"<Server {self._name} {state} loops={len(self._stations)}>"
 
     # Life
 
@@ -112,73 +125,97 @@ class Server:
 
         Raises:
             RuntimeError: the server is closed.
-            OSError: the socket cannot listen.
+            OSError: the socket cannot listen. The server is closed then.
+            RuntimeClosedError: so has its runtime, or a loop of it. The server is closed then.
+        Cancellation: the server is closed.
         """
-        if self._closing:
-            raise RuntimeError(f"{self!r} is closed; open another")
-        if self._started:
+        with self._lock:
+            if self._closing:
+                raise self._closed_error()
+            begun, self._started = self._started, True
+        if begun:
+            await self._start_over
             return
         try:
             self._listen()
-            self._started = True
             self._start_stations()
             for station in self._stations:
                 await station.ready
-        except BaseException:
-            self.close()
+            self._acceptor.start(() if self._reuse_port else self._listeners)
+        except BaseException as exc:
+            self._give_up(exc)
             raise
+        self._start_over._complete(None)
 
     def _listen(self) -> None:
         for listener in self._listeners:
             listen(listener.sock, self._backlog)
         if self._reuse_port:
-            self._spread_listeners()
-
-    def _start_stations(self) -> None:
-        name = f"server {_address(self._listeners[0].sock)}"
-        self._acceptor.start(() if self._reuse_port else self._listeners, self._stations)
-        for index, station in enumerate(self._stations):
             try:
-                handle = start_on(station.port, station.run(), name)
-            except BaseException as exc:
-                for other in self._stations[index:]:
-                    self._station_over(other, exc)
+                self._spread_listeners()
+            except BaseException:
+                for station in self._stations:
+                    station.close_remains()
                 raise
-            # Also of a station that never began, since its runtime closes, or whose worker died.
-            handle._add_waiter(partial(self._station_over, station))
-
-    def _station_over(self, station: Station, exc: BaseException | None = None) -> None:
-        """A station has ended, in whatever way. Any thread."""
-        self._acceptor.station_ended(station.index)
-        if not station.ready.done():
-            station.ready._complete(None, exc or RuntimeClosedError(f"{station.port.name} ended before it could serve"))
 
     def _spread_listeners(self) -> None:
         """Give each loop a socket of its own on each address: the kernel deals out the connections."""
         for number, station in enumerate(self._stations):
             for listener in self._listeners:
-                sock = listener.sock.dup() if number == 0 else bind_again(listener.sock)
-                station.listeners.append(sock)
-                listen(sock, self._backlog)
+                station.listeners.append(listener.sock.dup() if number == 0 else bind_again(listener.sock))
+                listen(station.listeners[-1], self._backlog)
         for listener in self._listeners:  # the copy of the first loop listens on
             listener.sock.close()
 
+    def _start_stations(self) -> None:
+        for station in self._stations:
+            handle = start_on(station.port, station.run(), f"server {self._name}")
+            # Also of a station that never began, since its runtime closes, or whose worker died.
+            handle._add_waiter(partial(self._station_over, station, handle))
+
+    def _station_over(self, station: Station, handle: TaskHandle[None]) -> None:
+        """A station has ended, in whatever way. Any thread."""
+        station.close_remains()
+        self._acceptor.station_ended(station.index)
+        if not station.ready.done():
+            exc = None if handle.cancelled() else handle._exception_for_me()
+            station.ready._complete(None, exc or RuntimeClosedError(f"{station.port.name} ended before it could serve"))
+
+    def _give_up(self, exc: BaseException) -> None:
+        """It could not start: leave nothing open. What runs on the loops already ends there."""
+        with self._lock:
+            self._closing = True
+            forever = self._forever
+        for listener in self._listeners:
+            listener.close()
+        for station in self._stations:
+            station.port.post(station.quit)
+        self._acceptor.abandon()
+        self._start_over._complete(None, exc)
+        if forever is not None and not forever.done():
+            forever._complete(None)
+
     def close(self) -> None:
-        """Accept no more. Connections that the kernel has accepted are served still, and open ones are left alone."""
+        """Accept no more. Connections that the kernel has accepted are served still, and open ones are left alone.
+
+        Of those that wait since the server is full, as many as there is room for; the others are reset.
+        """
         self._close(take_waiting=True)
 
     def _close(self, *, take_waiting: bool) -> None:
-        if self._closing:
-            return
-        self._closing = True
-        if self._started:
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            started, forever = self._started, self._forever
+        if started:
             self._acceptor.close_doors(take_waiting=take_waiting)
         else:
             for listener in self._listeners:
                 listener.close()
             self._acceptor.abandon()
-        if self._forever is not None and not self._forever.done():
-            self._forever._complete(None)
+        if forever is not None:
+            forever._complete(None)
 
     def close_clients(self) -> None:
         """Close the connections that are open, each when what was written to it has been sent."""
@@ -204,24 +241,28 @@ class Server:
             RuntimeError: the server is closed, or somebody else awaits this.
             CancelledError: it was cancelled; or the server was closed, as with asyncio's.
         """
-        if self._forever is not None:
-            raise RuntimeError(f"{self!r} is already being awaited on serve_forever()")
-        if self._closing:
-            raise RuntimeError(f"{self!r} is closed; open another")
-        await self.start_serving()
-        self._forever = Completion[None]()
-        if self._closing:
-            self._forever._complete(None)
+        with self._lock:
+            if self._forever is not None:
+                raise RuntimeError(f"{self!r} is already being awaited on serve_forever()")
+            if self._closing:
+                raise self._closed_error()
+            closed = self._forever = Completion[None]()
         try:
-            await self._forever
+            await self.start_serving()
+            await closed
             raise asyncio.CancelledError("the server was closed")
         except asyncio.CancelledError:
             self.close()
+            await self._doors_closed()  # so that what waited there is closed too
             self.close_clients()
             await self.wait_closed()
             raise
         finally:
-            self._forever = None
+            with self._lock:
+                self._forever = None
+
+    def _closed_error(self) -> RuntimeError:
+        return RuntimeError(f"{self!r} is closed; open another")
 
     async def __aenter__(self) -> Self:
         return self
@@ -261,7 +302,7 @@ class Server:
     @property
     def refused(self) -> int:
         """Connections that were reset since the server was full (``when_full="refuse"``)."""
-        return self._acceptor.refused
+        return self._acceptor.refused + sum(station.refused for station in self._stations)
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """The loop that runs on the calling thread: the server is at home on each.
@@ -289,5 +330,7 @@ class Server:
 def _address(sock: socket.socket) -> str:
     with contextlib.suppress(OSError):
         name = sock.getsockname()
-        return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+        if not isinstance(name, tuple):
+            return str(name)
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
     return "closed"

@@ -1,21 +1,24 @@
 """A station: the part of a server that lives on one loop, and owns the connections there.
 
 It is one task, which ends when the acceptor says so and the last connection has gone, or when its runtime closes; then
-it cuts the connections that are left. Everything here runs on the loop's own thread, but for ``asleep`` and ``pulse``.
+it cuts the connections that are left. Everything here runs on the loop's own thread, but for what says otherwise.
+
+Who closes a connection: its transport, from the moment the loop has been given the socket, also if that is to fail or
+is cancelled, since its descriptor is in the selector until then. Before that moment, the station.
 """
 
 import asyncio
-import contextlib
+import contextvars
 import socket
 import ssl as ssl_module
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from polyloop._core._completion import Completion
 from polyloop._core._port import Port
 from polyloop._core._worker import Worker
-from polyloop.serve._accepted import AcceptedSocket, accept, logger
+from polyloop.serve._accepted import RETRY, AcceptedSocket, Trouble, accept, logger
 from polyloop.serve._pulse import Pulse
 
 type ProtocolFactory = Callable[[], asyncio.BaseProtocol]
@@ -23,8 +26,8 @@ type ProtocolFactory = Callable[[], asyncio.BaseProtocol]
 #: Connections that a loop accepts by itself before it looks at its other sockets; asyncio takes the whole backlog.
 _BATCH = 16
 
-#: Seconds until a loop that found the system out of descriptors looks again.
-RETRY = 1.0
+#: Connections that are taken from one backlog at the close: more than any backlog holds, so that it ends in a flood.
+MOST_WAITING = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,9 @@ class Station:
         index: Its number in the server.
         port: Its loop.
         factory: Makes the protocol of a connection, on the loop.
-        most: Most connections at once, where the loop accepts by itself.
         pulse: Whether the loop is alive.
+        most: Most connections at once, where the loop accepts by itself.
+        refuses: Whether it resets connections beyond that; else they wait in the backlog.
         listeners: What the loop accepts from by itself; with an acceptor none.
         busy_with: Says what a task of this loop does, for the report of a hang; any thread.
     """
@@ -69,26 +73,40 @@ class Station:
     pulse: Pulse
     chief: Chief
     most: int | None = None
-    listeners: list[socket.socket] = field(default_factory=list)
+    refuses: bool = False
+    listeners: list[socket.socket] = field(default_factory=list[socket.socket])
     busy_with: "Callable[[asyncio.Task[Any] | None], str] | None" = None
-    ready: Completion[None] = field(default_factory=Completion)
+    ready: Completion[None] = field(default_factory=Completion[None])
     accepted: int = 0
-    _transports: "dict[AcceptedSocket, asyncio.BaseTransport | None]" = field(default_factory=dict)
-    _connecting: "set[asyncio.Task[None]]" = field(default_factory=set)
+    refused: int = 0
+    # That of whoever made the server; each connection gets a copy, as with asyncio.
+    _context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    # Of a connection that is still being made the transport is not known.
+    _transports: "dict[AcceptedSocket, asyncio.BaseTransport | None]" = field(
+        default_factory=dict["AcceptedSocket", "asyncio.BaseTransport | None"]
+    )
+    _connecting: "dict[asyncio.Task[None], AcceptedSocket]" = field(
+        default_factory=dict["asyncio.Task[None]", AcceptedSocket]
+    )
     _end: asyncio.Event = field(default_factory=asyncio.Event)
+    _begun: bool = False
     _leaving: bool = False
     _ended: bool = False
-    _watched: list[socket.socket] = field(default_factory=list)  # listeners that the loop looks at now
+    # Listeners that the loop looks at now, by their descriptors.
+    _watched: dict[int, socket.socket] = field(default_factory=dict[int, socket.socket])
+    _trouble: Trouble = field(default_factory=Trouble)
 
     async def run(self) -> None:
         """The station's task."""
+        self._begun = True
         try:
             self._watch()
-            self.ready._complete(None)
+            if not self.ready.done():
+                self.ready._complete(None)
             await self._end.wait()
         finally:
             self._ended = True
-            self.close_listeners(take_waiting=False)
+            self._close_listeners(take_waiting=False)
             self.abort()
             last = self.chief.station_ended(self.index)
             if last is not None:  # so that the listening sockets are closed when the tasks have ended
@@ -99,55 +117,86 @@ class Station:
     def adopt(self, sock: AcceptedSocket) -> None:
         """Take over a connection that the acceptor has given to this loop; posted."""
         if self._ended:
-            sock.abort()
+            sock.drop()
             return
+        coro = self._connect(sock)
+        try:
+            task = self.port.new_task(coro, None, self._context.copy())
+        except BaseException:  # of a task factory
+            coro.close()
+            sock.drop()
+            raise
         self.accepted += 1
         self._transports[sock] = None
-        task = self.port.loop.create_task(self._connect(sock))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        self._connecting[task] = sock
+        task.add_done_callback(self._connected)
 
     async def _connect(self, sock: AcceptedSocket) -> None:
+        loop, tls = self.port.loop, self.tls
         try:
-            transport, _ = await self.port.loop.connect_accepted_socket(
-                self.factory,
+            protocol = self.factory()
+        except Exception as exc:
+            message = f"polyloop: the protocol of a connection could not be made: {self.factory!r} raised"
+            loop.call_exception_handler({"message": message, "exception": exc})
+            return
+        sock.held = True
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol,
                 sock,
-                ssl=self.tls.ssl,
-                ssl_handshake_timeout=self.tls.ssl_handshake_timeout,
-                ssl_shutdown_timeout=self.tls.ssl_shutdown_timeout,
+                ssl=tls.ssl,
+                ssl_handshake_timeout=tls.ssl_handshake_timeout,
+                ssl_shutdown_timeout=tls.ssl_shutdown_timeout,
             )
-        except (
-            OSError,
-            ssl_module.SSLError,
-            ConnectionError,
-            TimeoutError,
-        ) as exc:  # the client's fault, or its absence
+        except OSError as exc:  # of the handshake, or its timeout: the client's fault, or its absence
             logger.debug("polyloop: a connection failed before it was made: %r", exc)
-            sock.close()
-        except BaseException:
-            sock.close()
-            raise
         else:
             if sock in self._transports:  # else it has gone already
                 self._transports[sock] = transport
 
+    def _connected(self, task: "asyncio.Task[None]") -> None:
+        """The connection is made, or never will be."""
+        sock = self._connecting.pop(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            message = "polyloop: a connection could not be made"
+            self.port.loop.call_exception_handler({"message": message, "exception": exc, "task": task})
+        if sock in self._transports and self._transports[sock] is None:
+            sock.drop()
+            self._forget(sock)
+
     def gone(self, sock: AcceptedSocket) -> None:
-        """A connection was closed; called by the socket itself."""
-        self._transports.pop(sock, None)
+        """A connection was closed; called by the socket itself. Any thread, of one that never came here."""
         self.chief.departed(self.index)
+        self._forget(sock)
+
+    def _forget(self, sock: AcceptedSocket) -> None:
+        if sock not in self._transports:
+            return
+        del self._transports[sock]
         if self._leaving and not self._transports:
             self._end.set()
         elif len(self._watched) < len(self.listeners):
             self._watch()
 
-    def leave(self) -> None:
-        """End when the last connection has gone; posted, after all those that were accepted."""
+    def leave(self, take_waiting: bool) -> None:
+        """Accept no more, and end when the last connection has gone; posted, after all those that were accepted.
+
+        Args:
+            take_waiting: Whether what waits in the backlogs of its own is served still, as far as there is room.
+        """
+        self._close_listeners(take_waiting=take_waiting)
         self._leaving = True
         if not self._transports:
             self._end.set()
 
+    def quit(self) -> None:
+        """End at once, and cut the connections."""
+        self._end.set()
+
     def close_clients(self) -> None:
-        """Close every connection in good order."""
+        """Close every connection in good order; one that is still being made has nothing to lose."""
+        for task in list(self._connecting):
+            task.cancel()
         for transport in list(self._transports.values()):
             if transport is not None:
                 transport.close()
@@ -157,8 +206,8 @@ class Station:
         for task in list(self._connecting):
             task.cancel()
         for transport in list(self._transports.values()):
-            if isinstance(transport, asyncio.WriteTransport):
-                transport.abort()
+            if transport is not None:  # those of other loops have the method, and not the class
+                cast("asyncio.WriteTransport", transport).abort()
 
     @property
     def connections(self) -> int:
@@ -167,49 +216,70 @@ class Station:
 
     # The loop accepts by itself (reuse_port)
 
+    def _full(self) -> bool:
+        return self.most is not None and len(self._transports) >= self.most
+
     def _watch(self) -> None:
-        if self._ended or (self.most is not None and len(self._transports) >= self.most):
+        if self._ended or (self._full() and not self.refuses):
             return
         for listener in self.listeners:
-            if listener not in self._watched:
-                self._watched.append(listener)
-                self.port.loop.add_reader(listener.fileno(), self._accept_from, listener)
+            fd = listener.fileno()
+            if fd not in self._watched:
+                self.port.loop.add_reader(fd, self._accept_from, listener)
+                self._watched[fd] = listener
 
     def _unwatch(self) -> None:
-        for listener in self._watched:
-            self.port.loop.remove_reader(listener.fileno())
-        self._watched.clear()
+        while self._watched:
+            self.port.loop.remove_reader(self._watched.popitem()[0])
 
     def _accept_from(self, listener: socket.socket) -> None:
         for _ in range(_BATCH):
-            if self.most is not None and len(self._transports) >= self.most:
-                self._unwatch()
+            if not self._accept_one(listener):
                 return
-            sock = accept(listener, self.gone)
-            if sock == "none":
-                return
-            if sock == "exhausted":
-                logger.error("polyloop: the system has no room for another connection; trying again in %g s", RETRY)
-                self._unwatch()
-                self.port.loop.call_later(RETRY, self._watch)
-                return
-            self.adopt(sock)
 
-    def close_listeners(self, *, take_waiting: bool = True) -> None:
-        """Stop accepting; what the kernel has accepted already is served still, unless the server is full."""
+    def _accept_one(self, listener: socket.socket) -> bool:
+        """Accept one connection; ``False`` if there is none, or no room for it."""
+        full = self._full()
+        if full and not self.refuses:
+            self._unwatch()
+            return False
+        try:
+            sock = accept(listener, self.gone)
+        except OSError as exc:
+            self._pause(exc)
+            return False
+        if isinstance(sock, str):
+            if sock == "exhausted":
+                self._pause()
+            return False
+        if full:
+            self.refused += 1
+            sock.drop()
+        else:
+            self.adopt(sock)
+        return True
+
+    def _pause(self, exc: OSError | None = None) -> None:
+        """Nothing can be accepted: try again in a moment, or when a connection has gone."""
+        self._trouble.say(self.port.name, exc)
+        self._unwatch()
+        self.port.loop.call_later(RETRY, self._watch)
+
+    def _close_listeners(self, *, take_waiting: bool) -> None:
         listeners, self.listeners = self.listeners, []
         self._unwatch()
         for listener in listeners:
-            while take_waiting and isinstance(sock := self._one_more(listener), AcceptedSocket):
-                self.adopt(sock)
+            for _ in range(MOST_WAITING if take_waiting else 0):
+                if not self._accept_one(listener):
+                    break
             listener.close()
 
-    def _one_more(self, listener: socket.socket) -> object:
-        if self.most is not None and len(self._transports) >= self.most:
-            return None
-        with contextlib.suppress(OSError):
-            return accept(listener, self.gone)
-        return None
+    def close_remains(self) -> None:
+        """Close what it left open if its task never began, or is stuck for good. Any thread."""
+        if self._begun and self.port.is_current():  # its task has closed it, or is about to
+            return
+        for listener in self.listeners:
+            listener.close()
 
     # Seen by the acceptor's thread
 
