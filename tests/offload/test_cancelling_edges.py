@@ -252,3 +252,23 @@ def test_an_interrupt_costs_no_spin_permit(loop: TestLoop, pool: ThreadPool, mon
     call.cancel()
     assert len(permits) == 1
     assert isinstance(call.raised, asyncio.CancelledError)
+
+
+def test_an_interrupt_of_a_function_that_wakes_a_task_of_asyncios_loop_arrives() -> None:
+    """The wake leaves nothing with a finaliser behind, in which Python would drop it."""
+
+    async def interrupted_at_the_wake() -> None:
+        event = polyloop.Event()
+
+        def wake_and_go_on() -> None:
+            event.set()
+            while True:
+                pass
+
+        async with asyncio.timeout(20), polyloop.TaskGroup() as group:
+            group.start_thread(wake_and_go_on, on_cancel="interrupt")
+            await event.wait()
+            group.cancel()
+
+    for _ in range(50):  # one of ten was lost
+        asyncio.run(interrupted_at_the_wake())

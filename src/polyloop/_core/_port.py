@@ -134,6 +134,7 @@ class GuestPort(Port):
         self.bind(loop)
         self.mailbox.tokens.append(None)  # a token stands for "no drain is scheduled"
         loop.call_later(_NEVER, _AtClose(self), context=self.context)
+        self._drains = self._drain if isinstance(loop, asyncio.BaseEventLoop) else None
 
     def is_current(self) -> bool:
         """Whether the caller runs on this loop; its owner may run it on another thread each time."""
@@ -141,9 +142,11 @@ class GuestPort(Port):
 
     def _wake(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self.loop.call_soon_threadsafe(_Drain(self), context=self.context)
+            # A drain with a finaliser is one that other loops need (see _Drain). Without need it would do harm: it is
+            # dropped on this thread as a rule, and an interrupt that arrives in a finaliser is lost.
+            self.loop.call_soon_threadsafe(self._drains or _Drain(self), context=self.context)
         # A loop that is being closed says so first, and then drops what it has not run. So either it has dropped the
-        # drain, which tells (see _Drain), or the drain came after that and this look tells.
+        # drain, which tells (_Drain, or the _AtClose beside it), or the drain came after that and this look tells.
         if self.loop.is_closed():
             self._lost()
 
@@ -189,7 +192,7 @@ class _AtClose:
 
 
 class _Drain(_AtClose):
-    """One scheduled drain."""
+    """One scheduled drain of a loop that is not asyncio's own: rloop keeps its timers, and so its ``_AtClose``."""
 
     __slots__ = ("_drain",)
 
