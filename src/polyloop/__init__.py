@@ -36,6 +36,7 @@ from polyloop.queues import LifoQueue, PriorityQueue, Queue, SimpleQueue
 from polyloop.runtime import Runtime, ShutdownReport, Worker, current_runtime, run, spawn
 from polyloop.serve import (
     ASGIServer,
+    create_datagram_server,
     create_server,
     create_unix_server,
     serve,
@@ -90,6 +91,7 @@ __all__ = (
     "WorkerDiedError",
     "as_completed",
     "async_wrap",
+    "create_datagram_server",
     "create_server",
     "create_unix_server",
     "current_runtime",

@@ -2,6 +2,7 @@
 
 from polyloop.serve._aiohttp_server import AiohttpServer, serve_aiohttp
 from polyloop.serve._asgi_server import ASGIServer
+from polyloop.serve._datagram import DatagramServer, create_datagram_server
 from polyloop.serve._open import create_server, create_unix_server, start_server, start_unix_server
 from polyloop.serve._options import ServeOptions
 from polyloop.serve._serve import serve
@@ -11,11 +12,13 @@ from polyloop.serve._web import ServeReport, WebServer
 __all__ = (
     "ASGIServer",
     "AiohttpServer",
+    "DatagramServer",
     "LoopLoad",
     "ServeOptions",
     "ServeReport",
     "Server",
     "WebServer",
+    "create_datagram_server",
     "create_server",
     "create_unix_server",
     "serve",

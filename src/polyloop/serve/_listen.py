@@ -114,7 +114,8 @@ def bind_again(sock: socket.socket) -> socket.socket:
     """Another socket on the same address, for ``SO_REUSEPORT``."""
     twin = socket.socket(sock.family, sock.type, sock.proto)
     try:
-        twin.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.type == socket.SOCK_STREAM:  # for datagrams it means something else: that anybody may share the port
+            twin.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         set_reuse_port(twin)
         if sock.family == socket.AF_INET6:
             only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
