@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
+from aiohttp.typedefs import Handler
 
 from polyloop._core._errors import ServerStartError
 from polyloop.serve._access_log import AccessLog, LoopLog
@@ -91,7 +92,12 @@ class AiohttpEngine:
             raise ServerStartError(f"the factory {self._factory!r} could not make the application: {exc!r}") from exc
         if not isinstance(app, web.Application):
             raise ServerStartError(f"the factory {self._factory!r} must make an aiohttp.web.Application, got {app!r}")
-        app.middlewares.insert(0, web.middleware(self._gate))
+
+        @web.middleware
+        async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
+            return await self._gate(request, handler)
+
+        app.middlewares.insert(0, gate)
         app.on_response_prepare.append(self._end_connections)
         loop = asyncio.get_running_loop()
         if self._access_log is not None:
@@ -105,14 +111,17 @@ class AiohttpEngine:
         )
         try:
             await self._runner.setup()
-        except Exception as exc:
+        except BaseException as exc:
+            await self._runner.cleanup()  # what had begun already
+            if not isinstance(exc, Exception):
+                raise
             raise ServerStartError(f"the application {app!r} refused to start: {exc!r}") from exc
         server = self._runner.server
         assert server is not None
         self._ticker = loop.create_task(self._tick(), name="polyloop http ticker")
         return server
 
-    async def _gate(self, request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+    async def _gate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._health_path is not None and request.path.startswith(self._health_path):
             what = request.path[len(self._health_path) :]
             if what in ("", "/ready", "/live"):
@@ -123,8 +132,7 @@ class AiohttpEngine:
         self._in_flight[task] = request
         self._last[request.protocol] = request
         try:
-            answer: web.StreamResponse = await handler(request)
-            return answer
+            return await handler(request)
         finally:
             del self._in_flight[task]
             self._answered += 1

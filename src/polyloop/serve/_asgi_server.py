@@ -29,7 +29,7 @@ class ASGIServer(WebServer):
             ``limit_concurrency`` (of each loop), ``ws_max_size``, ``http``, ``ws``, ``lifespan`` ...
         options: See ``ServeOptions``.
     Raises:
-        ServerStartError: uvicorn is not installed, or there is no such application.
+        ServerStartError: uvicorn is not installed, or there is no such application, or it cannot be imported.
         TypeError, ValueError: an option makes no sense.
     Thread safety: everything but the methods that are awaited may be called from any thread.
     Source: ASGI specification, "Lifespan Protocol".
@@ -75,4 +75,6 @@ def _load(path: str) -> Callable[..., Any]:
         app: Callable[..., Any] = import_from_string(path)
     except ImportFromStringError as exc:
         raise ServerStartError(f"there is no application {path!r}: {exc}") from exc
+    except Exception as exc:
+        raise ServerStartError(f"the application {path!r} cannot be imported: {exc!r}") from exc
     return app

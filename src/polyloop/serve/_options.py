@@ -32,7 +32,8 @@ class ServeOptions(TypedDict, total=False):
             default.
         lifespan_timeout: Seconds that the applications then get to shut down; 10 by default.
         on_start: Called once, before the first application starts; awaited if it is async.
-        on_stop: Called once, when the last application has shut down, or after a start that failed.
+        on_stop: Called once, when the last application has shut down; also where one did not start, if ``on_start``
+            had succeeded. Awaited if it is async.
         health: Path of a health endpoint, such as ``"/health"``: ``/health/live`` answers 200 as long as any loop
             does, ``/health`` and ``/health/ready`` 200 while requests are welcome, else 503. None by default. (ASGI)
         access_log: ``True``, the default, for standard output, a path for a file, ``False`` for none.
@@ -105,6 +106,13 @@ class Options:
             raise ValueError(f"head_timeout must be seconds above 0, or None for no limit; got {self.head_timeout!r}")
         if self.reuse_port and (self.uds is not None or self.sockets):
             raise ValueError("reuse_port=True needs host and port: each loop binds a socket of its own there")
+        if self.reuse_port and self.max_connections is not None:
+            raise ValueError(
+                f"max_connections={self.max_connections} cannot be counted with reuse_port=True, where each loop"
+                " accepts by itself; use max_connections_per_loop"
+            )
+        if self.ssl is not None and not isinstance(self.ssl, ssl_module.SSLContext):  # type: ignore[redundant-expr]
+            raise TypeError(f"ssl must be an SSLContext or None, got {self.ssl!r}")
         _ = self.limits
 
     @property

@@ -78,6 +78,8 @@ def run_server(
     on_ready: Callable[[WebServer], object] | None,
 ) -> ServeReport:
     """Run a web server as a whole program; see ``serve``."""
+    if asyncio._get_running_loop() is not None:
+        raise RuntimeError("serve() runs loops of its own, and this thread runs one already; use ASGIServer there")
     if options.get("runtime") is not None:
         raise ValueError("serve() makes a runtime of its own; use ASGIServer(runtime=...) to serve on yours")
     runtime = Runtime(loops=loops, loop_factory=loop_factory, shutdown_timeout=_RUNTIME_TIMEOUT)
@@ -85,6 +87,7 @@ def run_server(
     handed_over = _successor.handed_over() or _systemd.inherited_sockets()
     if handed_over:
         extra["sockets"] = handed_over
+        extra["reuse_port"] = False  # what is handed over is one socket for each address
     try:
         server = make(extra)
     except BaseException:
@@ -122,13 +125,14 @@ class _Control:
     async def _serve(self) -> ServeReport:
         _systemd.notify("READY=1")
         _successor.report_ready()
-        if self._on_ready is not None:
-            self._on_ready(self._server)
         watchdog = asyncio.create_task(self._feed_watchdog())
         try:
+            if self._on_ready is not None:
+                self._on_ready(self._server)
             return await self._server.wait_closed()
-        except asyncio.CancelledError:
+        except BaseException:
             self._server.shutdown(timeout=0)
+            await self._server.wait_closed()
             raise
         finally:
             watchdog.cancel()

@@ -5,11 +5,13 @@ accepts by itself. The objects of two loops share nothing but what the applicati
 """
 
 import asyncio
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from polyloop._core._errors import ServerStartError
-from polyloop.serve._asgi import Gate, Health, describe
+from polyloop.serve._accepted import logger
+from polyloop.serve._asgi import Gate, Health, Send, describe
 from polyloop.serve._idle import Waiting
 from polyloop.serve._station import ProtocolFactory
 
@@ -58,8 +60,6 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         import uvicorn  # noqa: PLC0415 - an extra
     except ImportError as exc:
         raise ServerStartError("serving an ASGI application needs uvicorn: pip install 'polyloop[serve]'") from exc
-    import inspect  # noqa: PLC0415
-
     known = set(inspect.signature(uvicorn.Config).parameters)
     for name, value in settings.items():
         if name in _OURS or name.startswith(("ssl_", "reload_")):
@@ -118,13 +118,25 @@ class UvicornEngine:
     async def start(self) -> ProtocolFactory:
         """Make the application, run its startup, and return what makes a connection's protocol."""
         config = self._configured()
-        self._gate = Gate(config.loaded_app, self._health_path, self._health)
-        config.loaded_app = self._gate
+        gate = Gate(config.loaded_app, self._health_path, self._health, _more_waiting)
+        config.loaded_app = gate
         server = self._server = _server_of(config)
+        self._gate = gate
         await server.on_tick(0)
-        await server.lifespan.startup()
-        if server.lifespan.should_exit:
-            raise ServerStartError(f"the application {_name(self._app)} refused to start; the log says why")
+        try:
+            await server.lifespan.startup()
+            if server.lifespan.should_exit:
+                raise ServerStartError(f"the application {_name(self._app)} refused to start; the log says why")
+        except BaseException:
+            await gate.end_lifespan()
+            raise
+        if gate.lifespan_error is not None:
+            logger.warning(
+                "polyloop: %s raised in its startup and is served without a lifespan, as the ASGI specification asks"
+                " for; uvicorn={'lifespan': 'on'} refuses to start instead",
+                _name(self._app),
+                exc_info=gate.lifespan_error,
+            )
         loop = asyncio.get_running_loop()
         if self._access_log is not None:
             self._log = self._access_log.for_loop(loop)
@@ -134,18 +146,30 @@ class UvicornEngine:
     def _configured(self) -> "uvicorn.Config":
         import uvicorn  # noqa: PLC0415 - an extra; see check_settings
 
-        app = self._app
-        if self._factory:
-            try:
-                app = app()
-            except Exception as exc:
-                raise ServerStartError(f"the factory {_name(app)} could not make the application: {exc!r}") from exc
+        app: Any = self._made() if self._factory else self._app
         try:
             config = uvicorn.Config(app, log_config=None, access_log=True, **self._settings)
             config.load()
         except SystemExit:
             raise ServerStartError(f"uvicorn could not load {_name(app)}; the log says why") from None
+        except Exception as exc:
+            raise ServerStartError(f"uvicorn could not load {_name(app)}: {exc!r}") from exc
         return config
+
+    def _made(self) -> Any:
+        """The application of this loop, from the factory."""
+        try:
+            app: Any = self._app()
+        except Exception as exc:
+            raise ServerStartError(f"the factory {_name(self._app)} could not make the application: {exc!r}") from exc
+        if inspect.iscoroutine(app):
+            app.close()
+            raise ServerStartError(
+                f"the factory {_name(self._app)} is async; an ASGI application's must not be: await in its lifespan"
+            )
+        if not callable(app):
+            raise ServerStartError(f"the factory {_name(self._app)} must return an ASGI application, got {app!r}")
+        return app
 
     def _protocol_factory(self, config: "uvicorn.Config", loop: asyncio.AbstractEventLoop) -> ProtocolFactory:
         make: Any = config.http_protocol_class
@@ -199,9 +223,8 @@ class UvicornEngine:
         if self._ticker is not None:
             self._ticker.cancel()
         for connection in self._connections():
-            if not _is_http(connection):
-                connection.shutdown()  # tells a WebSocket's other end that the service restarts (1012)
-            elif (cycle := connection.cycle) is not None and not cycle.response_started:
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_started and not _is_pipelined(connection):
                 connection.shutdown()  # the answer will say that it is the last
             # An answer that is on its way has not said so: the next one will.
 
@@ -209,10 +232,17 @@ class UvicornEngine:
         """Wait for connections and requests to end, and close connections that have nothing to say."""
         loop = asyncio.get_running_loop()
         state = self._server.server_state
+        told: set[Any] = set()
         while state.connections or state.tasks or connections():
-            idle: dict[Any, object] = {one: one.cycle for one in self._connections() if _is_idle(one)}
+            open_ones = self._connections()
+            idle: dict[Any, object] = {one: one.cycle for one in open_ones if _is_idle(one)}
             for connection in self._waiting.late(loop.time(), idle, IDLE_GRACE):
                 connection.shutdown()
+            for connection in open_ones:
+                # A WebSocket's other end is told that the service restarts (1012), when it has shaken hands.
+                if not _is_http(connection) and connection not in told and _has_shaken_hands(connection):
+                    told.add(connection)
+                    connection.shutdown()
             await asyncio.sleep(DRAIN_LOOK)
 
     def cut(self) -> list[str]:
@@ -227,12 +257,17 @@ class UvicornEngine:
         """Run the application's shutdown, and say what was wrong with it."""
         if self._ticker is not None:
             self._ticker.cancel()
-        lifespan = self._server.lifespan
+        gate, lifespan = self._gate, self._server.lifespan
+        assert gate is not None
+        failed_before = gate.lifespan_error
         try:
             await lifespan.shutdown()
         finally:
+            await gate.end_lifespan()
             if self._log is not None:
                 self._log.close()
+        if gate.lifespan_error is not failed_before:
+            raise gate.lifespan_error
         return f"{_name(self._app)} did not shut down in good order" if lifespan.should_exit else None
 
 
@@ -252,6 +287,26 @@ def _is_http(connection: Any) -> bool:
 def _is_idle(connection: Any) -> bool:
     """Whether it has no request to answer, as far as its whole head has come."""
     return _is_http(connection) and (connection.cycle is None or connection.cycle.response_complete)
+
+
+def _has_shaken_hands(connection: Any) -> bool:
+    """Whether this WebSocket is open; not all of uvicorn's classes tell."""
+    done: bool = getattr(connection, "handshake_complete", True)
+    return done
+
+
+def _is_pipelined(connection: Any) -> bool:
+    """Whether a client has sent further requests without waiting for the answer to the one before."""
+    if getattr(connection, "pipeline", None):  # httptools: parsed requests
+        return True
+    conn = getattr(connection, "conn", None)  # h11: bytes that are not looked at yet
+    return conn is not None and bool(conn.trailing_data[0])
+
+
+def _more_waiting(send: Send) -> bool:
+    """``_is_pipelined`` for a ``send`` of uvicorn's: it is a method of the connection's cycle."""
+    on_response = getattr(getattr(send, "__self__", None), "on_response", None)
+    return _is_pipelined(getattr(on_response, "__self__", None))
 
 
 def _name(app: object) -> str:

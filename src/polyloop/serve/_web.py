@@ -11,6 +11,7 @@ not answer is left behind and named in the report.
 import asyncio
 import contextlib
 import inspect
+import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -25,7 +26,7 @@ from polyloop._core._port import Port, current_port
 from polyloop.serve._accepted import logger
 from polyloop.serve._access_log import AccessLog
 from polyloop.serve._engine import Engine
-from polyloop.serve._listen import Listener, bind_tcp, bind_unix, check_listener
+from polyloop.serve._listen import Listener, bind_tcp, bind_unix, check_listener, with_file
 from polyloop.serve._options import Hook, Options
 from polyloop.serve._places import places, start_on
 from polyloop.serve._server import LoopLoad, Server
@@ -77,8 +78,10 @@ class WebServer:
         self._options = options
         self._state: State = "new"
         self._server: Server | None = None
+        self._listeners: Sequence[Listener] = ()
         self._engines: tuple[tuple[Port, Engine], ...] = ()
         self._access_log: AccessLog | None = None
+        self._on_stop: Hook | None = None  # set when on_start has succeeded: one undoes the other
         self._asked = Completion[None]()  # to stop
         self._report = Completion[ServeReport]()
         self._life: asyncio.Task[None] | None = None
@@ -168,13 +171,12 @@ class WebServer:
         if self._state != "new":
             raise RuntimeError(f"{self!r} was started before; make a new one")
         self._state = "starting"
-        listeners: list[Listener] = []
         try:
-            listeners += await self._bind()
-            await self._start(listeners)
+            self._listeners = await self._bind()
+            await self._start(self._listeners)
         except BaseException as exc:
             try:
-                await self._undo_start(listeners)
+                await self._undo_start()
             finally:
                 self._state = "closed"
                 self._report._complete(None, exc)
@@ -186,7 +188,7 @@ class WebServer:
     async def _bind(self) -> list[Listener]:
         options = self._options
         if options.sockets:
-            return [Listener(check_listener(sock)) for sock in options.sockets]
+            return [_taken_over(sock, options.uds) for sock in options.sockets]
         if options.uds is not None:
             return [bind_unix(options.uds, 0o666)]
         sockets = await bind_tcp(options.host, options.port, backlog=options.backlog, reuse_port=options.reuse_port)
@@ -198,6 +200,7 @@ class WebServer:
             self._access_log = AccessLog(None if options.access_log is True else options.access_log)
         if options.on_start is not None:
             await _call(options.on_start)
+        self._on_stop = options.on_stop
         ports = places(options.runtime)
         engines = [(port, self._make_engine()) for port in ports]
         handles = [start_on(port, engine.start(), f"start of {self!r}") for port, engine in engines]
@@ -225,13 +228,14 @@ class WebServer:
         self._server._say_what_is_busy([engine.busy_with for _, engine in engines])
         await self._server.start_serving()
 
-    async def _undo_start(self, listeners: Sequence[Listener]) -> None:
+    async def _undo_start(self) -> None:
         if self._server is None:
-            for listener in listeners:
+            for listener in self._listeners:
                 listener.close()
         else:
             self._server.close()
-        await self._stop_applications()
+        for failure in await self._stop_applications():
+            logger.error("polyloop: after a start that failed: %s", failure)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -251,6 +255,8 @@ class WebServer:
             if not self._asked.done():
                 self.shutdown(timeout=0)
             report = await self._end()
+        except asyncio.CancelledError:
+            report = self._cut_short()
         except BaseException as exc:
             self._state = "closed"
             self._report._complete(None, exc)
@@ -258,10 +264,22 @@ class WebServer:
         self._state = "closed"
         self._report._complete(report)
 
+    def _cut_short(self) -> ServeReport:
+        """The runtime closes in the middle of the end, and takes the loops away."""
+        if self._server is not None:
+            self._server.close()
+            self._server.abort_clients()
+        if self._access_log is not None:
+            self._access_log.close()
+        return ServeReport(self.requests, failures=("its runtime was closed before the server had come to its end",))
+
     async def _end(self) -> ServeReport:
         server = self._server
         assert server is not None
         self._state = "draining"
+        if self._handing_over:
+            for listener in self._listeners:
+                listener.keep_file()
         server._close(take_waiting=not self._handing_over)
         await _bounded(server._doors_closed(), _CUT_GRACE)
         for port, engine in self._engines:
@@ -270,7 +288,12 @@ class WebServer:
         await self._until_done(drained)
         cut, stuck = await self._cut(server, drained)
         self._state = "stopping"
-        failures = await self._stop_applications(stuck)
+        failures = [
+            f"the drain on {port.name} failed: {handle.exception()!r}"
+            for port, handle in drained.items()
+            if handle.done() and not handle.cancelled() and handle.exception() is not None
+        ]
+        failures += await self._stop_applications(stuck)
         if not stuck:
             await _bounded(server.wait_closed(), _CUT_GRACE)
         names = tuple(port.name for port in stuck)
@@ -327,10 +350,11 @@ class WebServer:
                 failures.append(f"the application on {port.name} failed at its end: {exc!r}")
             elif (wrong := handle.result()) is not None:
                 failures.append(f"{wrong} on {port.name}")
-        if self._options.on_stop is not None:
+        on_stop, self._on_stop = self._on_stop, None
+        if on_stop is not None:
             try:
                 async with asyncio.timeout(patience):
-                    await _call(self._options.on_stop)
+                    await _call(on_stop)
             except Exception as exc:
                 logger.exception("polyloop: on_stop failed")
                 failures.append(f"on_stop failed: {exc!r}")
@@ -347,6 +371,13 @@ class WebServer:
             for port, engine in self._engines
             if ports is None or port in ports
         }
+
+
+def _taken_over(sock: socket.socket, uds: str | os.PathLike[str] | None) -> Listener:
+    """A listener on a socket of the user's; the file of the unix socket that ``uds`` asks for is ours then."""
+    check_listener(sock)
+    ours = uds is not None and sock.getsockname() == os.fspath(uds)
+    return with_file(sock) if ours else Listener(sock)
 
 
 def _has_result(handle: TaskHandle[Any]) -> bool:
