@@ -1,5 +1,6 @@
 """How the tests of the command line start it: in a process of its own, or in this one through click's runner."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,3 +35,22 @@ def program(tmp_path: Path) -> Callable[[str], Path]:
         return file
 
     return write
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Make a certificate for 127.0.0.1 and its key, encrypted if there is a password."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("makes certificates with openssl")
+
+    def make(name: str, password: str | None = None) -> tuple[Path, Path]:
+        cert, key = tmp_path / f"{name}.crt", tmp_path / f"{name}.key"
+        secret = ["-nodes"] if password is None else ["-passout", f"pass:{password}"]
+        subject = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+        command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", *subject]
+        files = ["-days", "1", "-keyout", str(key), "-out", str(cert)]
+        subprocess.run([*command, *secret, *files], check=True, capture_output=True)
+        return cert, key
+
+    return make

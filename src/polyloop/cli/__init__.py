@@ -1,8 +1,9 @@
-"""The command line of polyloop: ``polyloop run``, ``polyloop doctor``, ``polyloop bench``.
+"""The command line of polyloop: ``polyloop run``, ``serve``, ``doctor`` and ``bench``.
 
 Where to look: ``_app`` holds the group and turns every error into one line, ``_errors`` the exit codes, ``_program``
-and ``_run`` the start of a user's program, ``doctor`` and ``bench`` the two commands of that name. Code that measures
-returns dataclasses and prints nothing; code that prints measures nothing.
+and ``_run`` the start of a user's program, ``_serve``, ``_serving`` and ``_reload`` that of a server, ``doctor`` and
+``bench`` the two commands of that name. Code that measures returns dataclasses and prints nothing; code that prints
+measures nothing.
 
 click and rich are the extra ``[cli]``; this file is the only one here that can be imported without them.
 """

@@ -8,6 +8,7 @@ import click
 
 from polyloop.cli._errors import EXIT_CODES_HELP, ExitCode, code_of, error_line
 from polyloop.cli._run import run
+from polyloop.cli._serve import serve
 from polyloop.cli.bench import bench
 from polyloop.cli.doctor import doctor
 
@@ -68,6 +69,7 @@ def app(context: click.Context) -> None:
 
 
 app.add_command(run)
+app.add_command(serve)
 app.add_command(doctor)
 app.add_command(bench)
 

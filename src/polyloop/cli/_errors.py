@@ -10,7 +10,8 @@ class ExitCode(enum.IntEnum):
 
     OK = 0
     FAILURE = 1
-    """The user's program raised, a benchmark's check failed, or an extra is not installed."""
+    """The user's program raised, a server could not start or stop in good order, a benchmark's check failed, or an
+    extra is not installed."""
     USAGE = 2
     """The command line, the target or the loop library is wrong; nothing of the program ran."""
     NOT_PARALLEL = 3
@@ -20,9 +21,9 @@ class ExitCode(enum.IntEnum):
 
 
 EXIT_CODES_HELP = (
-    "Exit codes: 0 ok; 1 the program raised, a check failed or an extra is missing; 2 wrong command line, target or "
-    "loop library; 3 doctor found that this interpreter cannot run in parallel; 130 Ctrl-C. "
-    "A SystemExit of the program passes through with its own code."
+    "Exit codes: 0 ok; 1 the program raised, a server could not start or stop in good order, a check failed or an "
+    "extra is missing; 2 wrong command line, target or loop library; 3 doctor found that this interpreter cannot run "
+    "in parallel; 130 Ctrl-C. A SystemExit of the program passes through with its own code."
 )
 
 

@@ -1,10 +1,11 @@
-"""Find the coroutine function that ``polyloop run`` starts, and tell exactly what is wrong where there is none."""
+"""Find what ``polyloop run`` and ``serve`` start, and tell exactly what is wrong where there is none."""
 
 import importlib
 import inspect
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -22,14 +23,42 @@ def load_program(target: str, argv: Sequence[str]) -> AsyncFunction:
         CliError: the target is malformed, the module or the attribute does not exist, or it is no coroutine function.
         BaseException: whatever the module itself raises while it is imported.
     """
-    module_name, colon, attribute = target.partition(":")
-    if not (module_name and colon and attribute):
-        raise CliError(f"target {target!r} is not MODULE:FUNCTION", hint=f"write {module_name or 'app'}:main")
+    module_name, attribute = split_target(target, "target", "MODULE:FUNCTION", "main")
     _enter_working_directory()
     sys.argv = [target, *argv]
     module = _import(module_name)
     sys.argv[0] = getattr(module, "__file__", None) or target
-    return _coroutine_function(_attribute(module, attribute), target)
+    found = _attribute(module, attribute, inspect.iscoroutinefunction, "define 'async def main()' in it")
+    return _coroutine_function(found, target)
+
+
+def load_object(target: str, what: str, form: str, example: str) -> object:
+    """Import ``module:name`` and return what it names: something that can be called, as a rule.
+
+    Args:
+        what: What it is on the command line, for errors: ``"target"``, ``"--on-start"``.
+        form: How it is written: ``"MODULE:APP"``.
+        example: A name that could stand after the colon.
+    Raises:
+        CliError: it is malformed, or the module or the attribute does not exist.
+        BaseException: whatever the module itself raises while it is imported.
+    """
+    module_name, attribute = split_target(target, what, form, example)
+    _enter_working_directory()
+    module = _import(module_name)
+    return _attribute(module, attribute, partial(_is_own_callable, module), f"define {example!r} in it")
+
+
+def split_target(target: str, what: str, form: str, example: str) -> tuple[str, str]:
+    """Split ``module:name``.
+
+    Raises:
+        CliError: it is malformed.
+    """
+    module_name, colon, attribute = target.partition(":")
+    if not (module_name and colon and attribute):
+        raise CliError(f"{what} {target!r} is not {form}", hint=f"write {module_name or 'app'}:{example}")
+    return module_name, attribute
 
 
 def start_program(function: AsyncFunction, args: Sequence[str]) -> Coroutine[Any, Any, object]:
@@ -79,14 +108,21 @@ def _import(name: str) -> ModuleType:
         raise CliError(f"relative module name {name!r}", hint="write the full name, as in package.module") from exc
 
 
-def _attribute(module: ModuleType, path: str) -> object:
+def _is_own_callable(module: ModuleType, value: object) -> bool:
+    """Whether the module made it, rather than import it: a class or function of its own, or a callable object."""
+    if isinstance(value, type) or inspect.isroutine(value):
+        return getattr(value, "__module__", None) == module.__name__
+    return callable(value)
+
+
+def _attribute(module: ModuleType, path: str, offered: Callable[[object], bool], otherwise: str) -> object:
     found: object = module
     for part in path.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
-            names = sorted(name for name, value in vars(module).items() if inspect.iscoroutinefunction(value))
-            hint = f"it has {', '.join(names[:5])}" if names else "define 'async def main()' in it"
+            names = sorted(name for name, value in vars(module).items() if offered(value) and name[0] != "_")
+            hint = f"it has {', '.join(names[:5])}" if names else otherwise
             raise CliError(f"module {module.__name__!r} has no attribute {path!r}", hint=hint) from None
     return found
 

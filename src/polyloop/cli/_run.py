@@ -34,12 +34,12 @@ def run(target: str, args: tuple[str, ...], loops: int | None, library: str, deb
     except (CliError, SystemExit):
         raise
     except BaseException as exc:  # the program's own error, whatever it is
-        _show_traceback(exc)
+        show_traceback(exc)
         return ExitCode.FAILURE
     return ExitCode.OK
 
 
-def _show_traceback(exc: BaseException) -> None:
+def show_traceback(exc: BaseException) -> None:
     """Show the error as the interpreter would, beginning at the program rather than in this package."""
     shown = exc.with_traceback(_without_own_frames(exc.__traceback__))
     sys.excepthook(type(shown), shown, shown.__traceback__)

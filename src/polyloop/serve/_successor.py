@@ -158,6 +158,11 @@ def generation() -> int:
     return _inheritance.generation
 
 
+def is_successor() -> bool:
+    """Whether another process has handed its sockets over, and nobody has taken them yet."""
+    return _VARIABLE in os.environ
+
+
 def handed_over() -> list[socket.socket]:
     """The listening sockets that another process has handed to this one; ours from now on.
 
