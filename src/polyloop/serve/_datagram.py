@@ -13,7 +13,7 @@ from polyloop._core._handle import TaskHandle
 from polyloop._core._port import Port
 from polyloop.runtime._runtime import Runtime
 from polyloop.serve._accepted import AcceptedSocket
-from polyloop.serve._listen import bind_again, check_socket, explained, set_reuse_port
+from polyloop.serve._listen import bind_again, check_socket, explained, resolve, set_reuse_port
 from polyloop.serve._places import places, start_on
 
 type DatagramFactory = Callable[[], asyncio.DatagramProtocol]
@@ -89,12 +89,7 @@ async def create_datagram_server(
 async def _bind(address: tuple[str, int], family: int, shared: bool) -> socket.socket:
     """A socket on the first address that ``address`` stands for and that can be had."""
     host, port = address[:2]
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host, port, family=family, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
-        )
-    except OSError as exc:
-        raise explained(exc, f"{host}:{port} (UDP)") from exc
+    found = await resolve(host, port, socket.SOCK_DGRAM, family=family)
     errors: list[OSError] = []
     for kind, _, proto, _, where in found:
         try:
@@ -114,7 +109,7 @@ async def _bind(address: tuple[str, int], family: int, shared: bool) -> socket.s
             raise
         else:
             return sock
-    raise explained(errors[0], f"{host}:{port} (UDP)") from errors[0]
+    raise explained(errors[0], f"{host}:{port}") from errors[0]
 
 
 def _twin(sock: socket.socket) -> socket.socket:

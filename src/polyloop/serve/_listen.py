@@ -74,40 +74,88 @@ async def bind_tcp(
     reuse_port: bool = False,
     keep_alive: bool | None = None,
 ) -> list[socket.socket]:
-    """Bind as ``loop.create_server`` does, one socket for each address of ``host``.
+    """Bind as ``loop.create_server`` does, one socket for each address of ``host``. They do not listen yet.
 
     Raises:
         OSError: an address cannot be had; the message says which, why, and what to do.
+        ValueError: the system lacks ``SO_REUSEPORT``.
     """
-    loop: Any = asyncio.get_running_loop()  # the types of create_server do not know of keep_alive
-    options: dict[str, bool] = {} if keep_alive is None else {"keep_alive": keep_alive}
+    options: list[tuple[int, int]] = []
+    if os.name == "posix" if reuse_address is None else reuse_address:
+        options.append((socket.SOL_SOCKET, socket.SO_REUSEADDR))
+    if keep_alive:
+        options.append((socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+    hosts = [host or None] if host is None or isinstance(host, str) else host
+    found: dict[Address, None] = {}
+    for name in hosts:
+        found.update(dict.fromkeys(await resolve(name, port, socket.SOCK_STREAM, family=family, flags=flags)))
+    sockets: list[socket.socket] = []
+    absent: OSError | None = None
     try:
-        server: asyncio.Server = await loop.create_server(
-            asyncio.Protocol,
-            host,
-            port,
-            family=family,
-            flags=flags,
-            backlog=backlog,
-            reuse_address=reuse_address,
-            reuse_port=reuse_port or None,
-            start_serving=False,
-            **options,
-        )
-    except OSError as exc:
-        raise explained(exc, f"{host or '*'}:{port or 0}") from exc
-    # The loop's own server only bound them. Its sockets go with it, so ours are copies.
-    copies: list[socket.socket] = []
-    try:
-        for sock in server.sockets:
-            copies.append(socket.socket(fileno=os.dup(sock.fileno())))  # noqa: PERF401 - to be closed one by one
+        for address in found:
+            try:
+                sockets.append(_bind(address, options, reuse_port))
+            except OSError as exc:
+                # A name may stand for an address of IPv6 on a machine that has none, or cannot make such sockets.
+                if exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) or len(found) == 1:
+                    raise
+                absent = exc
+        if absent is not None and not sockets:
+            raise absent
     except BaseException:
-        for copy in copies:
-            copy.close()
+        for sock in sockets:
+            sock.close()
         raise
-    finally:
-        server.close()
-    return copies
+    return sockets
+
+
+#: What ``getaddrinfo`` gives: family, type, protocol, canonical name, address.
+type Address = tuple[int, int, int, str, Any]
+
+
+async def resolve(
+    host: str | None, port: int | None, kind: socket.SocketKind, *, family: int, flags: int = socket.AI_PASSIVE
+) -> Sequence[Address]:
+    """The addresses of a name; of a number, without a thread.
+
+    Raises:
+        OSError: it has none.
+    """
+    with contextlib.suppress(OSError):
+        return socket.getaddrinfo(host, port, family, kind, 0, flags | socket.AI_NUMERICHOST)
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.getaddrinfo(host, port, family=family, type=kind, flags=flags)
+    except OSError as exc:
+        raise explained(exc, f"{host}:{port or 0}") from exc
+
+
+def _bind(address: Address, options: Sequence[tuple[int, int]], reuse_port: bool) -> socket.socket:
+    family, kind, proto, _, where = address
+    sock = socket.socket(family, kind, proto)
+    try:
+        for level, option in options:
+            sock.setsockopt(level, option, 1)
+        if reuse_port:
+            set_reuse_port(sock)
+        if family == socket.AF_INET6:  # so that IPv4 can have the same port, as asyncio does it
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(where)
+    except OSError as exc:
+        sock.close()
+        raise explained(exc, show_address(where)) from exc
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def show_address(name: Any) -> str:
+    """The address of a socket, for people."""
+    if isinstance(name, (str, bytes)):
+        return str(name)
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
 def bind_again(sock: socket.socket) -> socket.socket:

@@ -62,6 +62,7 @@ async def start_server(
         OSError: an address cannot be had.
         TypeError, ValueError: an argument makes no sense.
         RuntimeClosedError: the runtime is closing.
+        NotImplementedError: the loops are of a kind that cannot take over accepted connections (rloop 0.2).
     Cancellation: nothing is left open.
     Thread safety: any loop.
 

@@ -11,12 +11,11 @@ from typing import Any, Self
 
 from polyloop._core import _prims
 from polyloop._core._completion import Completion, all_done
-from polyloop._core._errors import RuntimeClosedError
 from polyloop._core._handle import TaskHandle
 from polyloop._core._port import Port
 from polyloop.serve._acceptor import Acceptor, WhenFull
 from polyloop.serve._balance import Balance
-from polyloop.serve._listen import Listener, bind_again, listen
+from polyloop.serve._listen import Listener, bind_again, listen, show_address
 from polyloop.serve._places import start_on
 from polyloop.serve._pulse import Pulse
 from polyloop.serve._station import ProtocolFactory, Station, Tls
@@ -177,9 +176,7 @@ class Server:
         """A station has ended, in whatever way. Any thread."""
         station.close_remains()
         self._acceptor.station_ended(station.index)
-        if not station.ready.done():
-            exc = None if handle.cancelled() else handle._exception_for_me()
-            station.ready._complete(None, exc or RuntimeClosedError(f"{station.port.name} ended before it could serve"))
+        station.never_ready(None if handle.cancelled() else handle._exception_for_me())
 
     def _give_up(self, exc: BaseException) -> None:
         """It could not start: leave nothing open. What runs on the loops already ends there."""
@@ -329,8 +326,5 @@ class Server:
 
 def _address(sock: socket.socket) -> str:
     with contextlib.suppress(OSError):
-        name = sock.getsockname()
-        if not isinstance(name, tuple):
-            return str(name)
-        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+        return show_address(sock.getsockname())
     return "closed"

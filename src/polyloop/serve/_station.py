@@ -11,11 +11,13 @@ import asyncio
 import contextvars
 import socket
 import ssl as ssl_module
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from polyloop._core._completion import Completion
+from polyloop._core._errors import RuntimeClosedError, copy_exception
 from polyloop._core._port import Port
 from polyloop._core._worker import Worker
 from polyloop.serve._accepted import RETRY, AcceptedSocket, Trouble, accept, logger
@@ -100,17 +102,24 @@ class Station:
         """The station's task."""
         self._begun = True
         try:
+            await _check_loop(self.port.loop)
             self._watch()
-            if not self.ready.done():
-                self.ready._complete(None)
+            self.ready._complete(None)
             await self._end.wait()
         finally:
             self._ended = True
+            self.never_ready(sys.exception())
             self._close_listeners(take_waiting=False)
             self.abort()
             last = self.chief.station_ended(self.index)
             if last is not None:  # so that the listening sockets are closed when the tasks have ended
                 await last
+
+    def never_ready(self, exc: BaseException | None) -> None:
+        """It has ended: tell who still waits for its start. On its loop, or any thread once that has let go of it."""
+        if not self.ready.done():
+            ended = RuntimeClosedError(f"{self.port.name} ended before it could serve")
+            self.ready._complete(None, copy_exception(exc) if isinstance(exc, Exception) else ended)
 
     # Connections
 
@@ -288,3 +297,23 @@ class Station:
         """Whether the loop sleeps, as far as that can be seen from outside. Any thread."""
         port = self.port
         return isinstance(port, Worker) and port.selector is not None and bool(port.mailbox.tokens)
+
+
+async def _check_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """See whether a loop of others can serve at all.
+
+    Raises:
+        NotImplementedError: it cannot (rloop 0.2).
+    """
+    if isinstance(loop, asyncio.BaseEventLoop):
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wrong:
+        try:
+            await loop.connect_accepted_socket(asyncio.Protocol, wrong)
+        except NotImplementedError:
+            raise NotImplementedError(
+                f"{loop!r} has no connect_accepted_socket(), which a server needs; use polyloop's own loop, asyncio's"
+                " or uvloop"
+            ) from None
+        except ValueError:  # it is, for one that can, not a stream socket
+            pass
