@@ -176,6 +176,9 @@ def _check_needs(given: dict[str, Any]) -> None:
             raise CliError(f"--reload-dir {folder!r} is no folder", hint="give a folder with Python files")
     if given["reuse_port"] and (given["uds"] is not None or given["fd"] is not None):
         raise CliError("--reuse-port needs --host and --port", hint="leave it out")
+    if given["reuse_port"] and given["max_connections"] is not None:
+        hint = "give --max-connections-per-loop"
+        raise CliError("--max-connections cannot be counted with --reuse-port, where each loop accepts", hint=hint)
     if given["health"] is not None and not given["health"].startswith("/"):
         raise CliError(f"--health {given['health']!r} is no path", hint=f"write /{given['health']}")
     for option, package in (("http", "httptools"), ("ws", "websockets"), ("ws", "wsproto")):
