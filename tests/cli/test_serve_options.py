@@ -85,7 +85,7 @@ WRONG = [
     (["app:app", "--reuse-port", "--uds", "s"], "--reuse-port needs --host and --port. hint: leave it out"),
     (
         ["app:app", "--reuse-port", "--max-connections", "9"],
-        "--max-connections cannot be counted with --reuse-port, where each loop accepts. hint: give --max-connections-p",
+        "--max-connections cannot be counted with --reuse-port, where each loop accepts. hint: give --max-conn",
     ),
     (["app:app", "--fd", "99"], "--fd 99: descriptor 99 is no socket: bad file descriptor. hint: see"),
     (["app:app", "--health", "health"], "--health 'health' is no path. hint: write /health"),
