@@ -1,10 +1,11 @@
 """The engine for aiohttp applications: an ``AppRunner`` on each loop, without its sites, which accept by themselves."""
 
 import asyncio
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.typedefs import Handler
 
@@ -65,6 +66,7 @@ class AiohttpEngine:
         self._answered = 0
         self._in_flight: dict[asyncio.Task[Any], web.Request] = {}  # changed by the loop's thread, read by anyone
         self._last: dict[Any, object] = {}  # of each connection its last request; the loop's thread
+        self._websockets = weakref.WeakSet[web.WebSocketResponse]()  # those that are open; the loop's thread
         self._waiting = Waiting[Any]()
         self._ticker: asyncio.Task[None] | None = None
 
@@ -98,7 +100,7 @@ class AiohttpEngine:
             return await self._gate(request, handler)
 
         app.middlewares.insert(0, gate)
-        app.on_response_prepare.append(self._end_connections)
+        app.on_response_prepare.append(self._prepare)
         loop = asyncio.get_running_loop()
         if self._access_log is not None:
             self._log = self._access_log.for_loop(loop)
@@ -137,9 +139,13 @@ class AiohttpEngine:
             del self._in_flight[task]
             self._answered += 1
 
-    async def _end_connections(self, request: web.Request, response: web.StreamResponse) -> None:
-        if self._draining:
+    async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        """An answer begins."""
+        if isinstance(response, web.WebSocketResponse):
+            self._websockets.add(response)
+        elif self._draining and not getattr(request.protocol, "_messages", None):  # else the client asks for more
             response.force_close()
+            response.headers["Connection"] = "close"  # aiohttp has decided on its headers already
 
     async def _tick(self) -> None:
         """Once a second: the clients that are too slow with their first request."""
@@ -151,7 +157,7 @@ class AiohttpEngine:
             new: dict[Any, object] = {one: None for one in connections if one not in self._last}
             if self._head_timeout is not None:
                 for connection in self._waiting.late(loop.time(), new, self._head_timeout):
-                    connection.close()
+                    connection.force_close()
 
     def _connections(self) -> set[Any]:
         server = self._runner.server
@@ -165,15 +171,30 @@ class AiohttpEngine:
             self._ticker.cancel()
 
     async def drain(self, connections: Callable[[], int]) -> None:
-        """Tell the application, which closes its WebSockets, and wait for connections and requests to end."""
+        """Tell the application and its WebSockets, and wait for connections and requests to end."""
         loop = asyncio.get_running_loop()
         await self._runner.shutdown()
-        while connections() or self._in_flight:
-            busy = {request.protocol for request in self._in_flight.values()}
-            idle = {one: self._last.get(one) for one in self._connections() - busy}
-            for connection in self._waiting.late(loop.time(), idle, IDLE_GRACE):
-                connection.close()
-            await asyncio.sleep(DRAIN_LOOK)
+        closing: dict[web.WebSocketResponse, asyncio.Task[bool]] = {}
+        try:
+            while connections() or self._in_flight:
+                for one in set(self._websockets) - set(closing):
+                    if not one.closed:
+                        closing[one] = loop.create_task(one.close(code=WSCloseCode.SERVICE_RESTART))
+                for connection in self._waiting.late(loop.time(), self._idle(), IDLE_GRACE):
+                    connection.force_close()
+                await asyncio.sleep(DRAIN_LOOK)
+        finally:
+            for task in closing.values():
+                task.cancel()
+
+    def _idle(self) -> dict[Any, object]:
+        """Connections without a request that is handled, or an answer that is sent; each with its last request."""
+        busy = {request.protocol for request in self._in_flight.values()}
+        return {
+            one: self._last.get(one)
+            for one in self._connections() - busy
+            if not getattr(one, "_request_in_progress", False)
+        }
 
     def cut(self) -> list[str]:
         """Cancel the requests that are still in flight."""

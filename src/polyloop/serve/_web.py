@@ -326,11 +326,16 @@ class WebServer:
         cuts = self._on_loops(lambda port, engine: _cut(engine), late)
         await _bounded(all_done(cuts.values()), _CUT_GRACE)
         await _bounded(all_done(drained[port] for port in late if cuts[port].done()), _CUT_GRACE)
+        names: list[str] = []
+        for port, handle in cuts.items():
+            found = handle.result() if _has_result(handle) else []
+            if not found and handle.done() and (left := server._connections_on(port)()):
+                found = [f"{left} connections on {port.name}, which took their time over an answer or a request"]
+            names += found
         begun: list[TaskHandle[Any]] = [*drained.values(), *cuts.values()]
-        for handle in begun:
-            handle.cancel()
+        for one in begun:
+            one.cancel()
         server.abort_clients()
-        names = [name for handle in cuts.values() if _has_result(handle) for name in handle.result()]
         return names, [port for port in late if not cuts[port].done()]
 
     async def _stop_applications(self, stuck: Sequence[Port] = ()) -> list[str]:
