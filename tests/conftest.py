@@ -45,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long and is the same on every build: all orders of something, the benchmarks, a cluster."""
     for item in items:
         stem = item.path.stem
+        if item.name.partition("[")[0].endswith(("_in_any_order", "_in_every_order")):
+            item.add_marker(pytest.mark.slow)
         if stem.endswith("_interleavings") or stem.startswith("test_bench") or item.path.parent.name == "distributed":
             item.add_marker(pytest.mark.slow)
 
