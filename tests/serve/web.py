@@ -7,9 +7,12 @@ import json
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -21,6 +24,8 @@ from polyloop.testing import TestThread
 
 #: Seconds that anything may take before a test gives up.
 PATIENCE = 30.0
+
+ROOT = Path(__file__).parents[2]
 
 #: The libraries that uvicorn can parse HTTP with, here.
 HTTP = [
@@ -229,3 +234,80 @@ def until_idle(served: Serving) -> None:
 
 def _is_idle(served: Serving) -> bool:
     return connections(served) == 0
+
+
+class Program:
+    """``serve`` as a process of its own, which writes its port, and at its end its report, to its standard output."""
+
+    CODE = (
+        "import json, logging, os, sys\n"
+        "logging.basicConfig(format='%(levelname)s %(message)s')\n"
+        "from polyloop.serve import serve\n"
+        "options = json.loads(sys.argv[2])\n"
+        "def ready(server):\n"
+        "    names = [sock.getsockname() for sock in server.sockets]\n"
+        "    print('port', names[0][1] if isinstance(names[0], tuple) else 0, flush=True)\n"
+        "report = serve(sys.argv[1], on_ready=ready, **options)\n"
+        "print('report', json.dumps([report.requests, report.cut, report.stuck, report.failures]), flush=True)\n"
+        "sys.exit(0 if report.clean else 3)\n"
+    )
+
+    def __init__(self, app: str = "tests.serve.apps:make", env: dict[str, str] | None = None, **options: Any) -> None:
+        given = {"loops": 2, "port": 0, "access_log": False, "graceful_timeout": 10.0, "factory": True, **options}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.CODE, app, json.dumps(given)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+            cwd=ROOT,
+        )
+        self.port = 0
+        self.report: ServeReport | None = None
+        self.log = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def until_ready(self) -> Self:
+        """Wait until it serves."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("port "), line + self.process.communicate()[1]
+        self.port = int(line.split()[1])
+        return self
+
+    def connect(self) -> Wire:
+        """A plain connection."""
+        return Wire(("127.0.0.1", self.port))
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for its end; its exit code."""
+        out, self.log = self.process.communicate(timeout=PATIENCE)
+        for line in out.splitlines():
+            if line.startswith("report "):
+                requests, cut, stuck, failures = json.loads(line.removeprefix("report "))
+                self.report = ServeReport(requests, tuple(cut), tuple(stuck), tuple(failures))
+        return self.process.returncode
+
+
+def listens(port: int) -> bool:
+    """Whether anybody accepts connections there."""
+    with socket.socket() as sock:
+        sock.settimeout(PATIENCE)
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def in_flight(served: Serving) -> int:
+    """How many requests the server works on at this moment."""
+    engines: Any = [engine for _, engine in served.server._engines]
+    return sum(len(getattr(engine, "_gate", engine).__dict__.get("in_flight", ())) for engine in engines)

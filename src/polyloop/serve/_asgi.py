@@ -23,6 +23,9 @@ type Health = Callable[[], tuple[bool, Mapping[str, object]]]
 #: Whether requests that have come already wait for the answer that this ``send`` sends (pipelining).
 type MoreWaiting = Callable[[Send], bool]
 
+#: The header of an answer that is the last on its connection.
+LAST_ANSWER = (b"connection", b"close")
+
 #: How many requests a report of a hang names at most.
 NAMED = 3
 
@@ -104,7 +107,7 @@ class Gate:
 
         async def ending(message: Message) -> None:
             if message["type"] == "http.response.start" and not self._more_waiting(send):
-                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+                message = {**message, "headers": [*message.get("headers", ()), LAST_ANSWER]}
             await send(message)
 
         return ending

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyloop._core._errors import ServerStartError
 from polyloop.serve._accepted import logger
-from polyloop.serve._asgi import Gate, Health, Send, describe
+from polyloop.serve._asgi import LAST_ANSWER, Gate, Health, Send, describe
 from polyloop.serve._idle import Waiting
 from polyloop.serve._station import ProtocolFactory
 
@@ -225,7 +225,8 @@ class UvicornEngine:
         for connection in self._connections():
             cycle = getattr(connection, "cycle", None)
             if cycle is not None and not cycle.response_started and not _is_pipelined(connection):
-                connection.shutdown()  # the answer will say that it is the last
+                # The answer will say that it is the last. (uvicorn's own shutdown() does not have h11's say so.)
+                cycle.default_headers = [*cycle.default_headers, LAST_ANSWER]
             # An answer that is on its way has not said so: the next one will.
 
     async def drain(self, connections: Callable[[], int]) -> None:
