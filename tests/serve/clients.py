@@ -7,7 +7,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Self
 
 import polyloop
@@ -86,6 +86,16 @@ class Client:
         await self.close()
 
 
+async def refused(where: Any) -> bool:
+    """Whether a connection is reset: perhaps so soon that the client never sees it."""
+    try:
+        client = await Client.to(where)
+    except ConnectionError:
+        return True
+    async with client:
+        return await client.end() == "reset"
+
+
 async def connected(where: Any, count: int) -> list[Client]:
     """That many connections, one after the other, each answered."""
     clients = []
@@ -161,3 +171,18 @@ def may_bind(where: tuple[str, int]) -> bool:
         except OSError:
             return False
         return True
+
+
+@contextlib.asynccontextmanager
+async def serving[S: Any](opening: Awaitable[S]) -> AsyncIterator[S]:
+    """A server that is closed at the end, when its connections have gone; they are cut if the test has failed."""
+    server = await opening
+    try:
+        yield server
+    except BaseException:
+        server.close()
+        server.abort_clients()
+        raise
+    server.close()
+    async with asyncio.timeout(PATIENCE):
+        await server.wait_closed()

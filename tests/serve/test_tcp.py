@@ -23,6 +23,7 @@ from tests.serve.clients import (
     fate,
     on_loops,
     plain,
+    serving,
     until,
 )
 
@@ -34,7 +35,7 @@ def test_connections_are_spread_evenly_one_at_a_time() -> None:
     """400 over 4 loops: 100 each."""
 
     async def main() -> list[int]:
-        async with await start_server(answer, "127.0.0.1", 0) as server:
+        async with serving(start_server(answer, "127.0.0.1", 0)) as server:
             clients = await connected(address(server), 400)
             spread = counts(server)
             await close_all(clients)
@@ -47,7 +48,7 @@ def test_connections_are_spread_evenly_in_a_burst() -> None:
     """All at once, and held open; each is answered on the loop it was given to."""
 
     async def main() -> list[int]:
-        async with await start_server(answer, "127.0.0.1", 0, backlog=500) as server:
+        async with serving(start_server(answer, "127.0.0.1", 0, backlog=500)) as server:
             clients = await asyncio.gather(*[Client.to(address(server)) for _ in range(400)])
             names = await asyncio.gather(*[client.ask() for client in clients])
             assert sorted({name: names.count(name) for name in names}.values()) == sorted(counts(server))
@@ -62,7 +63,7 @@ def test_short_connections_are_spread_evenly() -> None:
     """Each has gone before the next one comes."""
 
     async def main() -> list[int]:
-        async with await start_server(answer, "127.0.0.1", 0) as server:
+        async with serving(start_server(answer, "127.0.0.1", 0)) as server:
             for _ in range(400):
                 async with await Client.to(address(server)) as client:
                     await client.ask()
@@ -76,7 +77,7 @@ def test_a_loop_with_long_connections_gets_fewer() -> None:
     """The fewest open ones, not whose turn it is: those of two loops leave, and these two get the next."""
 
     async def main() -> None:
-        async with await start_server(answer, "127.0.0.1", 0) as server:
+        async with serving(start_server(answer, "127.0.0.1", 0)) as server:
             clients = [await Client.to(address(server)) for _ in range(80)]
             names = [await client.ask() for client in clients]
             leaving = sorted(set(names))[:2]
@@ -102,7 +103,7 @@ def test_small_answers_are_not_held_back(proto: int) -> None:
         nodelay: list[int] = []
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, proto)
         sock.bind(("127.0.0.1", 0))
-        async with await start_server(handle, sock=sock) as server:
+        async with serving(start_server(handle, sock=sock)) as server:
             for _ in range(4):
                 async with await Client.to(address(server)) as client:
                     assert await client.end() == "eof"
@@ -115,7 +116,7 @@ def test_protocol_factories() -> None:
     """A protocol of each connection is made, and called, on one loop."""
 
     async def main() -> list[int]:
-        async with await create_server(Answer, "127.0.0.1", 0) as server:
+        async with serving(create_server(Answer, "127.0.0.1", 0)) as server:
             clients = await connected(address(server), 8)
             spread = counts(server)
             for _ in range(3):
@@ -138,7 +139,7 @@ def test_a_factory_that_fails_is_reported_and_costs_one_connection() -> None:
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
-        async with await create_server(factory, "127.0.0.1", 0) as server:
+        async with serving(create_server(factory, "127.0.0.1", 0)) as server:
             async with await Client.to(address(server)) as client:
                 assert await client.end() == "reset"
             async with await Client.to(address(server)) as client:
@@ -193,7 +194,7 @@ def test_without_a_runtime_the_callers_loop_serves(flavour: Flavour) -> None:
     """A plain asyncio program, on every kind of loop."""
 
     async def main() -> None:
-        async with await start_server(answer, "127.0.0.1", 0) as server:
+        async with serving(start_server(answer, "127.0.0.1", 0)) as server:
             assert len(server.loads) == 1
             assert server.get_loop() is asyncio.get_running_loop()
             clients = await connected(address(server), 20)
@@ -211,7 +212,7 @@ def test_on_every_kind_of_loop(flavour: Flavour) -> None:
     with Runtime(loops=3, loop_factory=flavour.new) as runtime, if_it_can(flavour):
 
         async def main() -> None:
-            async with await start_server(answer, "127.0.0.1", 0) as server:
+            async with serving(start_server(answer, "127.0.0.1", 0)) as server:
                 clients = await connected(address(server), 12)
                 assert counts(server) == [4] * 3
                 await close_all(clients)
@@ -225,7 +226,7 @@ def test_a_loop_of_others_serves_reuse_port(flavour: Flavour) -> None:
     with Runtime(loops=2, loop_factory=flavour.new) as runtime, if_it_can(flavour):
 
         async def main() -> None:
-            async with await start_server(answer, "127.0.0.1", 0, reuse_port=True) as server:
+            async with serving(start_server(answer, "127.0.0.1", 0, reuse_port=True)) as server:
                 clients = await connected(address(server), 20)
                 assert sum(counts(server)) == 20
                 await close_all(clients)
@@ -267,7 +268,7 @@ def test_several_addresses() -> None:
     """One socket each; they share the loops' connections."""
 
     async def main() -> None:
-        async with await start_server(answer, ["127.0.0.1", "127.0.0.2"], 0) as server:
+        async with serving(start_server(answer, ["127.0.0.1", "127.0.0.2"], 0)) as server:
             assert [sock.getsockname()[0] for sock in server.sockets] == ["127.0.0.1", "127.0.0.2"]
             clients = []
             for sock in server.sockets:
