@@ -41,7 +41,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 def make():
-    print("made", flush=True)
+    os.write(1, b"made\n")  # in one piece: the loops do it at the same time
     return app
 
 def prepare():

@@ -170,6 +170,17 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+def test_a_socket_of_systemd_may_also_be_named(served: Start) -> None:
+    """As those write it who come from uvicorn; it is one socket, not two."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        prefix = [sys.executable, "-c", SYSTEMD, str(sock.fileno())]
+        with served("--fd", "3", fds=[sock.fileno()], prefix=prefix) as server:
+            assert server.serving() == f"http://127.0.0.1:{sock.getsockname()[1]}"
+            assert get(server.serving()).status_code == 200
+            assert server.end() == 0
+            assert "Traceback" not in server.text
+
+
 def test_under_systemd_it_takes_the_sockets_and_tells_how_it_is(served: Start, folder: Path) -> None:
     """READY when it serves, STOPPING when it is told to stop."""
     with (

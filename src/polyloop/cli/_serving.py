@@ -21,7 +21,7 @@ from polyloop.cli._program import load_object
 from polyloop.cli._run import show_traceback
 from polyloop.serve import ServeOptions, WebServer
 from polyloop.serve._successor import is_successor
-from polyloop.serve._systemd import take_listener
+from polyloop.serve._systemd import inherited_sockets, take_listener
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +245,11 @@ def given_sockets(settings: Settings) -> list[socket.socket]:
     if settings.fd is None or is_successor():
         return []
     try:
-        return [take_listener(settings.fd, f"--fd {settings.fd}")]
+        sockets = inherited_sockets()  # systemd's, which may be meant: nobody else is to take it once more
+        for sock in [sock for sock in sockets if sock.fileno() != settings.fd]:
+            sockets.remove(sock)
+            sock.close()
+        return sockets or [take_listener(settings.fd, f"--fd {settings.fd}")]
     except ValueError as exc:
         raise start_error(exc) from exc
 

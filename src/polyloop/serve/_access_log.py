@@ -13,6 +13,9 @@ pipe POSIX promises room for as many. Such a write is also not cut up by those o
 (Another process that fills the pipe between the two calls makes this one write wait. The descriptor is not made
 non-blocking, since that would change it for all who share it.)
 
+What a line may hold: uvicorn quotes the path, and refuses a query with other than visible ASCII. But nobody looks at a
+client's address that comes from a header, where h11 lets control characters pass. So every line is looked at here.
+
 Measured (2 cores, 3.13.15t, uvicorn's line into a file; µs a line, one loop and two at once): 1.5 and 1.8 here, 13
 and 34 with ``logging`` and a StreamHandler.
 """
