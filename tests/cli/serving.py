@@ -18,7 +18,7 @@ import httpx
 PATIENCE = 60.0
 
 #: A small application; each answer says who gave it.
-APP = """
+APP = r"""
 import asyncio, json, os, sys, threading
 from pathlib import Path
 

@@ -85,6 +85,15 @@ def test_an_error_at_import_shows_its_traceback(polyloop: "Polyloop", program: P
     assert done.stderr.endswith("ModuleNotFoundError: No module named 'nothing_of_that_name'\n")
 
 
+def test_a_file_that_cannot_be_parsed_is_told_with_its_line_alone(polyloop: "Polyloop", program: Program) -> None:
+    """The frames of the import system say nothing of the program."""
+    file = program("def oops(:\n")
+    done = polyloop("run", "app:main")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f'  File "{file}", line 1\n    def oops(:\n')
+    assert done.stderr.endswith("\nSyntaxError: invalid syntax\n")
+
+
 @pytest.mark.parametrize(
     ("target", "line"),
     [

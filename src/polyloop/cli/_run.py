@@ -41,7 +41,9 @@ def run(target: str, args: tuple[str, ...], loops: int | None, library: str, deb
 
 def show_traceback(exc: BaseException) -> None:
     """Show the error as the interpreter would, beginning at the program rather than in this package."""
-    shown = exc.with_traceback(_without_own_frames(exc.__traceback__))
+    frames = _without_own_frames(exc.__traceback__)
+    # A file that cannot be parsed has no frame of its own: the error itself names the line.
+    shown = exc.with_traceback(frames if frames or isinstance(exc, SyntaxError) else exc.__traceback__)
     sys.excepthook(type(shown), shown, shown.__traceback__)
 
 
@@ -50,7 +52,7 @@ def _without_own_frames(traceback: TracebackType | None) -> TracebackType | None
     first = traceback
     while first is not None and _is_launcher(first.tb_frame.f_code.co_filename, here):
         first = first.tb_next
-    return first or traceback
+    return first
 
 
 def _is_launcher(filename: str, here: str) -> bool:
