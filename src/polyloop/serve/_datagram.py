@@ -165,8 +165,8 @@ class DatagramServer:
 
     @property
     def sockets(self) -> tuple[socket.socket, ...]:
-        """The sockets, one for each loop: to be looked at, not used. Empty when the server is closed."""
-        return () if self._closing else tuple(endpoint.sock for endpoint in self._endpoints)
+        """The open sockets, one for each loop: to be looked at, not used. Empty when the server is closed."""
+        return () if self._closing else tuple(one.sock for one in self._endpoints if one.sock.fileno() >= 0)
 
     async def __aenter__(self) -> Self:
         return self

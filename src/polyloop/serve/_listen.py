@@ -120,7 +120,10 @@ async def resolve(
 
     Raises:
         OSError: it has none.
+        ValueError: the port is none.
     """
+    if isinstance(port, int) and not 0 <= port <= 65535:  # the resolver would take it, modulo 65536
+        raise ValueError(f"port must be a number from 0 to 65535, got {port!r}")
     with contextlib.suppress(OSError):
         return socket.getaddrinfo(host, port, family, kind, 0, flags | socket.AI_NUMERICHOST)
     loop = asyncio.get_running_loop()

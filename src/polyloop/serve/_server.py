@@ -149,16 +149,9 @@ class Server:
     def _listen(self) -> None:
         for listener in self._listeners:
             listen(listener.sock, self._backlog)
-        if self._reuse_port:
-            try:
-                self._spread_listeners()
-            except BaseException:
-                for station in self._stations:
-                    station.close_remains()
-                raise
-
-    def _spread_listeners(self) -> None:
-        """Give each loop a socket of its own on each address: the kernel deals out the connections."""
+        if not self._reuse_port:
+            return
+        # Each loop gets a socket of its own on each address: the kernel deals out the connections.
         for number, station in enumerate(self._stations):
             for listener in self._listeners:
                 station.listeners.append(listener.sock.dup() if number == 0 else bind_again(listener.sock))
@@ -168,6 +161,7 @@ class Server:
 
     def _start_stations(self) -> None:
         for station in self._stations:
+            station.placed = True
             handle = start_on(station.port, station.run(), f"server {self._name}")
             # Also of a station that never began, since its runtime closes, or whose worker died.
             handle._add_waiter(partial(self._station_over, station, handle))
@@ -186,7 +180,10 @@ class Server:
         for listener in self._listeners:
             listener.close()
         for station in self._stations:
-            station.port.post(station.quit)
+            if station.placed:
+                station.port.post(station.quit)
+            else:
+                station.close_remains()
         self._acceptor.abandon()
         self._start_over._complete(None, exc)
         if forever is not None and not forever.done():

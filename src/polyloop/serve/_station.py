@@ -66,6 +66,7 @@ class Station:
         refuses: Whether it resets connections beyond that; else they wait in the backlog.
         listeners: What the loop accepts from by itself; with an acceptor none.
         busy_with: Says what a task of this loop does, for the report of a hang; any thread.
+        placed: Whether its task was given to its loop; set by who starts the server.
     """
 
     index: int
@@ -78,6 +79,7 @@ class Station:
     refuses: bool = False
     listeners: list[socket.socket] = field(default_factory=list[socket.socket])
     busy_with: "Callable[[asyncio.Task[Any] | None], str] | None" = None
+    placed: bool = False
     ready: Completion[None] = field(default_factory=Completion[None])
     accepted: int = 0
     refused: int = 0
