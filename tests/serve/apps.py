@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import threading
@@ -80,6 +81,12 @@ async def large(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.body", "body": b"x" * piece, "more_body": left > 0})
 
 
+async def facts(scope: Scope, receive: Receive, send: Send) -> None:
+    """Says how many tasks this loop has, after a look for garbage."""
+    gc.collect()
+    await respond(send, json.dumps([threading.current_thread().name, len(asyncio.all_tasks())]))
+
+
 async def persist(scope: Scope, receive: Receive, send: Send) -> None:
     """Writes its body into the file of the environment, a line each, before it answers."""
     line = await read_body(receive)
@@ -113,6 +120,7 @@ ROUTES: dict[str, Handler] = {
     "/slow": slow,
     "/large": large,
     "/persist": persist,
+    "/facts": facts,
     "/block": block,
     "/ws": chat,
 }

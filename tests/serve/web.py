@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import httpx
 import pytest
@@ -237,13 +237,22 @@ def _is_idle(served: Serving) -> bool:
 
 
 class Program:
-    """``serve`` as a process of its own, which writes its port, and at its end its report, to its standard output."""
+    """``serve`` as a process of its own, which writes its port, and at its end its report, to its standard output.
+
+    Args:
+        log: A file for its standard error, instead of the attribute.
+        tls: Paths of the certificate and of its key.
+    """
 
     CODE = (
         "import json, logging, os, sys\n"
         "logging.basicConfig(format='%(levelname)s %(message)s')\n"
         "from polyloop.serve import serve\n"
         "options = json.loads(sys.argv[2])\n"
+        "if 'tls' in options:\n"
+        "    import ssl\n"
+        "    options['ssl'] = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)\n"
+        "    options['ssl'].load_cert_chain(*options.pop('tls'))\n"
         "def ready(server):\n"
         "    names = [sock.getsockname() for sock in server.sockets]\n"
         "    print('port', names[0][1] if isinstance(names[0], tuple) else 0, flush=True)\n"
@@ -252,12 +261,18 @@ class Program:
         "sys.exit(0 if report.clean else 3)\n"
     )
 
-    def __init__(self, app: str = "tests.serve.apps:make", env: dict[str, str] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        app: str = "tests.serve.apps:make",
+        env: dict[str, str] | None = None,
+        log: IO[str] | None = None,
+        **options: Any,
+    ) -> None:
         given = {"loops": 2, "port": 0, "access_log": False, "graceful_timeout": 10.0, "factory": True, **options}
         self.process = subprocess.Popen(
             [sys.executable, "-c", self.CODE, app, json.dumps(given)],
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.PIPE if log is None else log,
             text=True,
             env={**os.environ, **(env or {})},
             cwd=ROOT,
@@ -292,7 +307,8 @@ class Program:
 
     def wait(self) -> int:
         """Wait for its end; its exit code."""
-        out, self.log = self.process.communicate(timeout=PATIENCE)
+        out, log = self.process.communicate(timeout=PATIENCE)
+        self.log = log or ""
         for line in out.splitlines():
             if line.startswith("report "):
                 requests, cut, stuck, failures = json.loads(line.removeprefix("report "))
