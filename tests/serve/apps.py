@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 type Scope = MutableMapping[str, Any]
@@ -126,7 +126,7 @@ ROUTES: dict[str, Handler] = {
 }
 
 
-def routed(routes: dict[str, Handler], events: list[str] | None = None, state: dict[str, Any] | None = None) -> App:
+def routed(routes: Mapping[str, Handler], events: list[str] | None = None, state: dict[str, Any] | None = None) -> App:
     """An application with these routes and a lifespan, which notes its steps in ``events``."""
 
     def note(event: str) -> None:

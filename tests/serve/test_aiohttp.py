@@ -340,6 +340,6 @@ def test_a_cleanup_that_fails_is_in_the_report() -> None:
 def test_wrong_arguments() -> None:
     """An application instead of a factory, and what cannot be called."""
     with pytest.raises(TypeError, match="give a function that makes one"):
-        AiohttpServer(web.Application())  # type: ignore[arg-type]
+        AiohttpServer(web.Application())
     with pytest.raises(TypeError, match="not callable"):
         AiohttpServer("app:make")  # type: ignore[arg-type]

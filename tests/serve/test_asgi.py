@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -288,10 +287,10 @@ def test_reuse_port() -> None:
 def test_health() -> None:
     """Ready while requests are welcome, alive as long as it answers at all."""
     with serving(apps.make, factory=True, health="/health") as served:
-        for path in ("/health", "/health/ready", "/health/live"):
+        for path in ("/health/ready", "/health/live", "/health"):
             answer = served.get(path)
             assert answer.status_code == 200 and answer.headers["cache-control"] == "no-store"
-        facts = answer.json()
+        facts = served.get("/health").json()
         assert facts["state"] == "serving" and [loop["loop"] for loop in facts["loops"]] == ["polyloop-0", "polyloop-1"]
 
 
@@ -572,7 +571,7 @@ def test_a_server_that_is_forgotten_ends_with_its_runtime() -> None:
 # Hooks
 
 
-def hooks(order: list[str], is_async: bool) -> dict[str, Callable[[], Any]]:
+def hooks(order: list[str], is_async: bool) -> dict[str, Any]:
     """``on_start`` and ``on_stop`` that note themselves."""
 
     async def later(event: str) -> None:

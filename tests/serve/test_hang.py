@@ -48,7 +48,7 @@ def hanging(served: Serving, blocks: Blocks, count: int = 1) -> Iterator[list[Wi
             wire = stack.enter_context(served.connect())
             wire.send(request("/block?now"))
             wires.append(wire)
-            until(lambda number=number: len(blocks.entered) == number)
+            until(lambda number=number: len(blocks.entered) == number)  # type: ignore[misc]
         until(lambda: hung(served) == count)
         yield wires
         blocks.release()
@@ -95,7 +95,7 @@ def test_others_serve_on_and_it_gets_nothing_new(blocks: Blocks) -> None:
 def test_a_keep_alive_connection_of_a_loop_that_hangs_waits(blocks: Blocks) -> None:
     """It cannot be moved; its request is answered when the loop is back."""
     with serving(routed({**apps.ROUTES, "/block": blocks.handle}), loops=2) as served, contextlib.ExitStack() as stack:
-        wires = {}
+        wires: dict[str, Wire] = {}
         while len(wires) < 2:
             wire = stack.enter_context(served.connect())
             wires[wire.get("/who").json()["thread"]] = wire
@@ -113,7 +113,7 @@ def test_all_loops_hang(blocks: Blocks) -> None:
             late.send(request("/"))
             ready, facts = served.server.health()
             assert not ready and facts["state"] == "serving"
-            assert [loop["hanging"] for loop in facts["loops"]] == [True, True]  # type: ignore[index, attr-defined]
+            assert [loop["hanging"] for loop in facts["loops"]] == [True, True]  # type: ignore[attr-defined]
             blocks.release()
             assert late.answer().body == b"hello"
         until(lambda: served.server.health()[0])

@@ -188,7 +188,7 @@ class Left:
 def test_nothing_is_left_of_many_clients(seconds: float, rng: random.Random, certificates: Any, tmp_path: Path) -> None:
     """Memory, descriptors and tasks are back where they were, and the log knows of no error."""
     trust = certificates.for_client()
-    files = {"access_log": str(tmp_path / "access.log"), "head_timeout": 5.0, "health": "/health"}
+    files: dict[str, Any] = {"access_log": str(tmp_path / "access.log"), "head_timeout": 5.0, "health": "/health"}
     cert = [str(certificates.chain), str(certificates.key)]
     with (
         open(tmp_path / "log", "w") as log,

@@ -3,7 +3,7 @@
 import asyncio
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import WSCloseCode, web
 from aiohttp.abc import AbstractAccessLogger
@@ -142,7 +142,7 @@ class AiohttpEngine:
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """An answer begins."""
         if isinstance(response, web.WebSocketResponse):
-            self._websockets.add(response)
+            self._websockets.add(cast("Any", response))
         elif self._draining and not getattr(request.protocol, "_messages", None):  # else the client asks for more
             response.force_close()
             response.headers["Connection"] = "close"  # aiohttp has decided on its headers already

@@ -111,7 +111,8 @@ class Options:
                 f"max_connections={self.max_connections} cannot be counted with reuse_port=True, where each loop"
                 " accepts by itself; use max_connections_per_loop"
             )
-        if self.ssl is not None and not isinstance(self.ssl, ssl_module.SSLContext):  # type: ignore[redundant-expr]
+        context: object = self.ssl
+        if context is not None and not isinstance(context, ssl_module.SSLContext):
             raise TypeError(f"ssl must be an SSLContext or None, got {self.ssl!r}")
         _ = self.limits
 

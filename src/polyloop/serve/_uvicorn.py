@@ -117,7 +117,7 @@ class UvicornEngine:
 
     async def start(self) -> ProtocolFactory:
         """Make the application, run its startup, and return what makes a connection's protocol."""
-        config = self._configured()
+        config: Any = self._configured()  # its types are those of uvicorn's own idea of ASGI
         gate = Gate(config.loaded_app, self._health_path, self._health, _more_waiting)
         config.loaded_app = gate
         server = self._server = _server_of(config)
@@ -267,8 +267,9 @@ class UvicornEngine:
             await gate.end_lifespan()
             if self._log is not None:
                 self._log.close()
-        if gate.lifespan_error is not failed_before:
-            raise gate.lifespan_error
+        error = gate.lifespan_error
+        if error is not None and error is not failed_before:
+            raise error
         return f"{_name(self._app)} did not shut down in good order" if lifespan.should_exit else None
 
 
