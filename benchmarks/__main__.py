@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import calls, curves, maps, offload, posts, queues, quiet, single, sync
+from benchmarks import calls, curves, http, maps, offload, posts, queues, quiet, single, sync
 from benchmarks._measure import Report, environment
 
 BENCHMARKS: dict[str, Callable[[int], Report]] = {
@@ -37,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[int], Report]] = {
     "sync-uncontended": sync.uncontended,
     "sync-contended": sync.contended,
     "sync-local": sync.local,
+    "http": http.run,
     "curve-tasks": curves.tasks,
     "curve-posts": curves.posts,
     "curve-memory": curves.memory,
@@ -73,7 +74,7 @@ def main() -> None:
 def show(name: str, report: Report) -> None:
     """Print one report."""
     print(f"\n{name}: {report.title} ({report.unit})")
-    width = max(map(len, report.figures))
+    width = max(map(len, report.figures), default=0)
     for label, value in report.figures.items():
         print(f"  {label:<{width}}  {value:10.3f}")
     for goal in report.goals:

@@ -6,7 +6,7 @@ A topic's table is ``queues.txt``: Markdown, but no page of its own; its chart i
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import maps, offload, queues, sync
+from benchmarks import http, maps, offload, queues, sync
 from benchmarks._contenders import AIOLOGIC, ASYNCIO, CULSANS, FED, JANUS, PEERS, QUEUE, SIMPLE
 from benchmarks._measure import Report, environment
 from polyloop.cli.bench._chart import write_chart
@@ -19,6 +19,7 @@ TOPICS = {
     "sync": ("sync-", "Locks, semaphores, events, conditions"),
     "offload": ("offload", "Calls off the loops"),
     "map": ("map-", "Many calls at once"),
+    "http": ("http", "Web servers"),
 }
 BEST = "best of the others"
 
@@ -28,16 +29,13 @@ def write(folder: Path, reports: Reports, rounds: int) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for topic, (prefix, title) in TOPICS.items():
-        mine = {name: report for name, report in reports.items() if name.startswith(prefix)}
+        mine = {name: report for name, report in reports.items() if name.startswith(prefix) and report.figures}
         if not mine:
             continue
         table = folder / f"{topic}.txt"
         table.write_text(_page(mine, rounds), encoding="utf-8")
         written.append(table)
-        panels = {"queues": _queue_panels, "sync": _sync_panels, "offload": _offload_panels, "map": _map_panels}[topic](
-            mine
-        )
-        if panels:
+        if panels := _panels(topic, mine):
             chart = folder / f"{topic}.svg"
             write_chart(chart, title, _conditions(rounds), panels)
             written.append(chart)
@@ -46,6 +44,7 @@ def write(folder: Path, reports: Reports, rounds: int) -> list[Path]:
 
 def _panels(topic: str, reports: Reports) -> list[Panel]:
     draw = {"queues": _queue_panels, "sync": _sync_panels, "offload": _offload_panels, "map": _map_panels}
+    draw["http"] = _http_panels
     return draw[topic](reports)
 
 
@@ -196,6 +195,23 @@ def _map_panels(reports: Reports) -> list[Panel]:
         names |= {"map, async": maps.TASKS, "gather": maps.GATHER}
         values = tuple(report.figures[name] for name in names.values())
         panels.append(_bars("A call that does nothing", "µs", list(names), (Series("µs", values),), 1))
+    return panels
+
+
+def _http_panels(reports: Reports) -> list[Panel]:
+    report = reports["http"]
+    names = {"1 loop": http.ONE_LOOP, "2 loops": http.LOOPS, "uvicorn": "uvicorn", "2 workers": http.WORKERS}
+    names |= {"2 uvicorns": http.TWO, "granian": http.GRANIAN}
+    panels: list[Panel] = []
+    for case, title, unit in (
+        (http.COMPUTES, "Requests that compute for 1 ms", "requests/s"),
+        (http.GREETS, "Requests that only greet", "requests/s"),
+        (http.WEIGHT, "Memory of all processes", "MiB"),
+    ):
+        values = {name: report.figures.get(f"{case}: {full}") for name, full in names.items()}
+        found = {name: value for name, value in values.items() if value is not None}
+        if found:
+            panels.append(_bars(title, unit, list(found), (Series(unit, tuple(found.values())),)))
     return panels
 
 

@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from benchmarks import _figures, _measure, maps, offload, queues, sync
+from benchmarks import __main__ as benchmarks_main
+from benchmarks import _figures, _http_load, _http_servers, _measure, http, maps, offload, queues, sync
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks._contenders import CONTENDERS
 from benchmarks._measure import Report, medians
@@ -132,6 +134,83 @@ def test_calls_off_the_loops_are_measured_and_drawn(tmp_path: Path) -> None:
     table, chart = _figures.write(tmp_path, reports, 1)
     assert (table.name, chart.name) == ("offload.txt", "offload.svg")
     assert "| processes |" in table.read_text()
+
+
+ANSWERS = {http.COMPUTES: b'{"custom', http.GREETS: b"Hello, b", http.RAW: b"Hello, w"}
+
+
+@pytest.mark.parametrize("name", _http_servers.SERVERS)
+def test_every_web_server_answers_all_routes_and_ends(name: str) -> None:
+    """The same answers from each; and none of its processes is left."""
+    pytest.importorskip("granian" if name == http.GRANIAN else "httptools")
+    with _http_load.serving(name) as running:
+        for route, path in http.ROUTES.items():
+            with urllib.request.urlopen(running.base + path, timeout=20) as answer:
+                assert answer.read(8) == ANSWERS[route]
+        assert running.pss() > 5
+    assert running.pids() == []
+
+
+def test_web_servers_are_compared_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each route has its rates, and the goals are there; without the servers."""
+    turn = http.Turn(dict.fromkeys(http.ROUTES, _http_load.Load(1000, 1.5, 3.0)), 50)
+    monkeypatch.setattr(http, "wrk_missing", lambda: None)
+    monkeypatch.setattr(http, "_turn", lambda servers: turn)
+    report = BENCHMARKS["http"](1)
+    assert report.figures[f"{http.COMPUTES}: {http.LOOPS}"] == 1000
+    assert len(report.goals) == 4
+    table, chart = _figures.write(tmp_path, {"http": report}, 1)
+    assert (table.name, chart.name) == ("http.txt", "http.svg")
+    assert f"| {http.TWO} |" in table.read_text()
+
+
+@pytest.mark.skipif(_http_load.wrk_missing() is not None, reason="needs wrk")
+def test_a_web_server_is_loaded_and_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One turn of one server, by wrk."""
+    pytest.importorskip("httptools")
+    monkeypatch.setattr(http, "SECONDS", 1)
+    monkeypatch.setattr(http, "ROUTES", {http.COMPUTES: http.ROUTES[http.COMPUTES]})
+    turn = http._turn((http.LOOPS,))
+    assert turn.loads[http.COMPUTES].rate > 1
+    assert turn.mebibytes > 5
+
+
+def test_without_wrk_the_report_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It has neither figures nor goals, and the other benchmarks of a run are not lost."""
+    monkeypatch.setattr(http, "wrk_missing", lambda: "needs wrk: apt-get install wrk")
+    report = BENCHMARKS["http"](1)
+    assert (report.figures, report.goals) == ({}, [])
+    assert report.notes == ["needs wrk: apt-get install wrk"]
+    benchmarks_main.show("http", report)
+    assert _figures.write(tmp_path, {"http": report}, 1) == []
+
+
+WRK_SAYS = """
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency    13.94ms    1.02ms  19.83ms   89.32%
+  Latency Distribution
+     50%  820.00us
+     75%    1.09ms
+     90%    3.00ms
+     99%    1.20s
+  2270 requests in 2.00s, 17.07MB read
+Requests/sec:   1133.68
+"""
+
+
+def test_what_wrk_prints_is_read_in_milliseconds() -> None:
+    """Whatever unit it chose for each time."""
+    load = _http_load.read_wrk(WRK_SAYS)
+    assert (load.rate, load.p50, load.p99) == pytest.approx((1133.68, 0.82, 1200.0))
+
+
+@pytest.mark.parametrize("wrong", ["Non-2xx or 3xx responses: 7", "Socket errors: connect 0, read 3"])
+def test_answers_that_are_no_answers_end_a_measurement(wrong: str) -> None:
+    """Rather than that errors are counted as requests."""
+    with pytest.raises(_http_load.LoadError):
+        _http_load.read_wrk(f"{WRK_SAYS}  {wrong}")
+    with pytest.raises(_http_load.LoadError):
+        _http_load.read_wrk("")
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
