@@ -126,8 +126,8 @@ def test_a_new_release_that_is_broken_leaves_the_old_one_serving(server: Served,
         server.process.send_signal(signal.SIGUSR2)
         server.serving(2)
     assert not load.errors
+    assert server.process.wait(PATIENCE) == 0  # until then it may still take a connection
     assert get(url).json()["release"] == 2
-    assert server.process.wait(PATIENCE) == 0
     assert get(url).json()["pid"] == server.pid(2)
     server.end(pid=server.pid(2))
 
