@@ -134,12 +134,13 @@ def test_a_start_that_fails_ends_the_process() -> None:
 
 
 @unix
-def test_a_restart_hands_the_port_over_under_load() -> None:
+@pytest.mark.parametrize("reuse_port", [False, True])
+def test_a_restart_hands_the_port_over_under_load(reuse_port: bool) -> None:
     """SIGUSR2: the new process serves on the same socket before the old one stops; no request is lost."""
     from tests.serve.test_drain import load
 
     port = free_port()
-    with Program(port=port).until_ready() as program:
+    with Program(port=port, reuse_port=reuse_port).until_ready() as program:
         askers = load(port, keeping=3)
         program.signal(signal.SIGUSR2)
         old = program.process.pid

@@ -5,9 +5,10 @@ from polyloop.serve._asgi_server import ASGIServer
 from polyloop.serve._datagram import DatagramServer, create_datagram_server
 from polyloop.serve._open import create_server, create_unix_server, start_server, start_unix_server
 from polyloop.serve._options import ServeOptions
+from polyloop.serve._report import ServeReport
 from polyloop.serve._serve import serve
 from polyloop.serve._server import LoopLoad, Server
-from polyloop.serve._web import ServeReport, WebServer
+from polyloop.serve._web import WebServer
 
 __all__ = (
     "ASGIServer",

@@ -12,9 +12,8 @@ from aiohttp.typedefs import Handler
 from polyloop._core._errors import ServerStartError
 from polyloop.serve._access_log import AccessLog, LoopLog
 from polyloop.serve._asgi import NAMED, Health
-from polyloop.serve._idle import Waiting
+from polyloop.serve._idle import DRAIN_LOOK, IDLE_GRACE, LOOK, Waiting
 from polyloop.serve._station import ProtocolFactory
-from polyloop.serve._uvicorn import DRAIN_LOOK, IDLE_GRACE, LOOK
 
 #: Seconds that aiohttp gets for what is left of its connections when the drain is over.
 _LAST_STEPS = 0.5

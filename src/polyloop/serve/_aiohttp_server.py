@@ -7,8 +7,9 @@ from polyloop._core._errors import ServerStartError
 from polyloop._core._worker import LoopFactory
 from polyloop.serve._engine import Engine
 from polyloop.serve._options import ServeOptions, checked
+from polyloop.serve._report import ServeReport
 from polyloop.serve._serve import run_server
-from polyloop.serve._web import ServeReport, WebServer
+from polyloop.serve._web import WebServer
 
 
 class AiohttpServer(WebServer):

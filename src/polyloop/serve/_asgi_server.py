@@ -6,7 +6,8 @@ from typing import Any, Unpack
 from polyloop._core._errors import ServerStartError
 from polyloop.serve._engine import Engine
 from polyloop.serve._options import ServeOptions, checked
-from polyloop.serve._uvicorn import UvicornEngine, check_settings
+from polyloop.serve._uvicorn import UvicornEngine
+from polyloop.serve._uvicorn_settings import check_settings
 from polyloop.serve._web import WebServer
 
 

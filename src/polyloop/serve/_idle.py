@@ -2,6 +2,13 @@
 
 from collections.abc import Mapping
 
+#: Seconds that a connection without a request is kept while the server drains: a request may be on its way.
+IDLE_GRACE = 0.5
+
+#: Seconds between two looks at the connections: of a server that serves, and of one that drains.
+LOOK = 1.0
+DRAIN_LOOK = 0.02
+
 
 class Waiting[Connection]:
     """Remembers since when connections wait for their client."""

@@ -111,8 +111,7 @@ class Options:
                 f"max_connections={self.max_connections} cannot be counted with reuse_port=True, where each loop"
                 " accepts by itself; use max_connections_per_loop"
             )
-        context: object = self.ssl
-        if context is not None and not isinstance(context, ssl_module.SSLContext):
+        if not isinstance(self.ssl, ssl_module.SSLContext | None):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"ssl must be an SSLContext or None, got {self.ssl!r}")
         _ = self.limits
 

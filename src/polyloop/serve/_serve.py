@@ -24,7 +24,8 @@ from polyloop.serve import _successor, _systemd
 from polyloop.serve._accepted import logger
 from polyloop.serve._asgi_server import ASGIServer
 from polyloop.serve._options import ServeOptions
-from polyloop.serve._web import ServeReport, WebServer
+from polyloop.serve._report import ServeReport
+from polyloop.serve._web import WebServer
 
 #: Seconds that the workers get to end when the server has: they have nothing left to do.
 _RUNTIME_TIMEOUT = 2.0

@@ -12,62 +12,13 @@ from typing import TYPE_CHECKING, Any
 from polyloop._core._errors import ServerStartError
 from polyloop.serve._accepted import logger
 from polyloop.serve._asgi import LAST_ANSWER, Gate, Health, Send, describe
-from polyloop.serve._idle import Waiting
+from polyloop.serve._idle import DRAIN_LOOK, IDLE_GRACE, LOOK, Waiting
 from polyloop.serve._station import ProtocolFactory
 
 if TYPE_CHECKING:
     import uvicorn
 
     from polyloop.serve._access_log import AccessLog, LoopLog
-
-#: Seconds that a connection without a request is kept while the server drains: a request may be on its way.
-IDLE_GRACE = 0.5
-
-#: Seconds between two looks at the connections: of a server that serves, and of one that drains.
-LOOK = 1.0
-DRAIN_LOOK = 0.02
-
-#: What uvicorn.Config takes and is not for the users of this server: it has parameters for it, or it makes no sense.
-_OURS = frozenset(
-    {
-        "app",
-        "host",
-        "port",
-        "uds",
-        "fd",
-        "loop",
-        "workers",
-        "reload",
-        "factory",
-        "log_config",
-        "log_level",
-        "access_log",
-    }
-    | {"backlog", "use_colors", "env_file", "timeout_graceful_shutdown", "limit_max_requests", "callback_notify"}
-    | {"timeout_notify", "limit_max_requests_jitter", "timeout_worker_healthcheck", "http2"}
-)
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings of uvicorn that are not its to decide here.
-
-    Raises:
-        ServerStartError: uvicorn is not installed.
-        TypeError: uvicorn has no such setting.
-        ValueError: the setting is this server's own.
-    """
-    try:
-        import uvicorn  # noqa: PLC0415 - an extra
-    except ImportError as exc:
-        raise ServerStartError("serving an ASGI application needs uvicorn: pip install 'polyloop[serve]'") from exc
-    known = set(inspect.signature(uvicorn.Config).parameters)
-    for name, value in settings.items():
-        if name in _OURS or name.startswith(("ssl_", "reload_")):
-            raise ValueError(
-                f"uvicorn={{{name!r}: {value!r}}}: polyloop decides that itself; see serve()'s own options"
-            )
-        if name not in known:
-            raise TypeError(f"uvicorn={{{name!r}: {value!r}}}: uvicorn {uvicorn.__version__} has no such setting")
 
 
 class UvicornEngine:
@@ -144,7 +95,7 @@ class UvicornEngine:
         return self._protocol_factory(config, loop)
 
     def _configured(self) -> "uvicorn.Config":
-        import uvicorn  # noqa: PLC0415 - an extra; see check_settings
+        import uvicorn  # noqa: PLC0415 - an extra; see _uvicorn_settings
 
         app: Any = self._made() if self._factory else self._app
         try:

@@ -15,7 +15,6 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -29,6 +28,7 @@ from polyloop.serve._engine import Engine
 from polyloop.serve._listen import Listener, bind_tcp, bind_unix, check_listener, with_file
 from polyloop.serve._options import Hook, Options
 from polyloop.serve._places import places, start_on
+from polyloop.serve._report import ServeReport
 from polyloop.serve._server import LoopLoad, Server
 from polyloop.serve._station import Tls
 
@@ -36,34 +36,6 @@ type State = Literal["new", "starting", "serving", "draining", "stopping", "clos
 
 #: Seconds that requests which were cancelled at the deadline get to answer that.
 _CUT_GRACE = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServeReport:
-    """How a server ended.
-
-    Attributes:
-        requests: How many were answered.
-        cut: Requests that were cancelled at the deadline of the drain.
-        stuck: Loops that did not answer any more, and were left behind.
-        failures: What applications and hooks had to say at their end that was not good.
-    """
-
-    requests: int = 0
-    cut: tuple[str, ...] = ()
-    stuck: tuple[str, ...] = ()
-    failures: tuple[str, ...] = ()
-
-    @property
-    def clean(self) -> bool:
-        """Whether every request was answered and everything stopped in order."""
-        return not (self.cut or self.stuck or self.failures)
-
-    def __str__(self) -> str:
-        lines = [f"{self.requests} requests answered"]
-        lines += [f"cancelled at the deadline: {name}" for name in self.cut]
-        lines += [f"left behind, since it did not answer: {name}" for name in self.stuck]
-        return "; ".join([*lines, *self.failures])
 
 
 class WebServer:
@@ -280,7 +252,8 @@ class WebServer:
         if self._handing_over:
             for listener in self._listeners:
                 listener.keep_file()
-        server._close(take_waiting=not self._handing_over)
+        # With reuse_port only the sockets of the first loop are handed over: what waits at the others is ours to serve.
+        server._close(take_waiting=not self._handing_over or self._options.reuse_port)
         await _bounded(server._doors_closed(), _CUT_GRACE)
         for port, engine in self._engines:
             port.post(engine.begin_drain)
