@@ -4,6 +4,7 @@ The servers are processes of their own, one plain and one with TLS, so that what
 """
 
 import contextlib
+import logging
 import os
 import random
 import socket
@@ -28,7 +29,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and desc
 
 #: Growth of the memory after the warm-up that is no leak: fragments, caches, what mimalloc keeps for later. asyncio has
 #: a buffer of 256 KiB for each TLS connection, which lives until the garbage collector has found it.
-MOST_GROWTH_KB = {"plain": 30_000, "tls": 100_000}
+MOST_GROWTH_KB = {"plain": 60_000, "tls": 100_000}
+
+QUIET = logging.getLogger("tests.serve.soak")  # of clients that are cut off, which their library takes for a fault
+QUIET.setLevel(logging.CRITICAL + 1)
 
 RESET = b"\x01\0\0\0\0\0\0\0"
 
@@ -72,7 +76,8 @@ class Clients:
 
     def websocket(self, rng: random.Random) -> None:
         """Messages there and back; the end is not always polite."""
-        with connect(f"ws://127.0.0.1:{self.plain.port}/ws", open_timeout=PATIENCE, proxy=None) as one:
+        url = f"ws://127.0.0.1:{self.plain.port}/ws"
+        with connect(url, open_timeout=PATIENCE, proxy=None, logger=QUIET) as one:
             for number in range(rng.randrange(30)):
                 text = "x" * rng.randrange(2000) + str(number)
                 one.send(text)
@@ -220,6 +225,9 @@ def test_nothing_is_left_of_many_clients(seconds: float, rng: random.Random, cer
         for thread in threads:
             thread.result()
         print(dict(Counter(clients.counts)))
+        print(
+            {name: memory_kb(program) for name, program in programs.items()}, "KB when the clients had gone", flush=True
+        )
         assert len(clients.counts) == len(clients.KINDS)
         for name, program in programs.items():
             left = Left(program, ask[name])
