@@ -51,8 +51,9 @@ async def start_server(
 
     Args:
         limit: Bytes that the reader buffers; 64 KiB by default.
-        host, port, family, flags, sock, backlog, ssl, reuse_address, keep_alive, ssl_handshake_timeout,
-            ssl_shutdown_timeout, start_serving: As for ``asyncio.start_server``.
+        host, port, family, flags, sock, backlog: Where to listen, as for ``asyncio.start_server``.
+        reuse_address, keep_alive, start_serving: As there.
+        ssl, ssl_handshake_timeout, ssl_shutdown_timeout: TLS, as there.
         reuse_port: Give each loop a listening socket of its own and let the kernel deal out the connections: for more
             than some ten thousand new connections a second. The balance is that of a hash.
         max_connections, max_connections_per_loop, when_full, hung_after, runtime: See ``create_server``.
@@ -123,8 +124,10 @@ async def create_server(
 
     Args:
         protocol_factory: Called on the connection's loop; several loops call it at once.
-        host, port, family, flags, sock, backlog, ssl, reuse_address, keep_alive, ssl_handshake_timeout,
-            ssl_shutdown_timeout, start_serving: As for ``loop.create_server``. ``sock`` belongs to the server then.
+        host, port, family, flags, sock, backlog: Where to listen, as for ``loop.create_server``. ``sock`` belongs to the
+            server then.
+        reuse_address, keep_alive, start_serving: As there.
+        ssl, ssl_handshake_timeout, ssl_shutdown_timeout: TLS, as there.
         reuse_port: See ``start_server``; has no ``max_connections``, since the loops do not count together.
         max_connections: Most connections at once in all; ``None`` for no limit.
         max_connections_per_loop: Most connections at once on one loop.
