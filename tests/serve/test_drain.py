@@ -341,6 +341,22 @@ def test_a_lifespan_that_does_not_end_is_left_and_named() -> None:
     assert [event.split()[0] for event in events] == ["up", "up", "down", "down"] and cancelled == ["yes"]
 
 
+def test_a_lifespan_may_go_on_after_its_last_word() -> None:
+    """For a moment; that is no failure."""
+    events: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+        await to_thread(events.append, "last")
+
+    with serving(app) as served:
+        assert served.stop().clean
+    assert events == ["last", "last"]
+
+
 # Signals
 
 

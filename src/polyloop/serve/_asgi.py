@@ -29,7 +29,7 @@ LAST_ANSWER = (b"connection", b"close")
 #: How many requests a report of a hang names at most.
 NAMED = 3
 
-#: Seconds that a lifespan which is cancelled gets to answer that.
+#: Seconds that a lifespan gets to answer that it is cancelled, or for what it does after its last word.
 _LIFESPAN_GRACE = 1.0
 
 
@@ -94,13 +94,17 @@ class Gate:
                 self.lifespan_error = exc
             raise
 
-    async def end_lifespan(self) -> None:
+    async def lifespan_ended(self) -> None:
+        """Wait for what the lifespan does after its last word; not for long."""
+        if self._lifespan is not None:
+            await asyncio.wait([self._lifespan], timeout=_LIFESPAN_GRACE)
+
+    async def cancel_lifespan(self) -> None:
         """Cancel the lifespan, if it has not ended: its start or its end was given up."""
-        task = self._lifespan
-        if task is not None and not task.done():
-            task.cancel()
+        if self._lifespan is not None and not self._lifespan.done():
+            self._lifespan.cancel()
             with contextlib.suppress(asyncio.CancelledError):  # of our caller: it is cancelled anyway
-                await asyncio.wait([task], timeout=_LIFESPAN_GRACE)
+                await self.lifespan_ended()
 
     def _ending(self, send: Send) -> Send:
         """A ``send`` whose answer says that it is the last on its connection, unless more requests wait there."""

@@ -79,7 +79,7 @@ class UvicornEngine:
             if server.lifespan.should_exit:
                 raise ServerStartError(f"the application {_name(self._app)} refused to start; the log says why")
         except BaseException:
-            await gate.end_lifespan()
+            await gate.cancel_lifespan()
             raise
         if gate.lifespan_error is not None:
             logger.warning(
@@ -214,11 +214,12 @@ class UvicornEngine:
         failed_before = gate.lifespan_error
         try:
             await lifespan.shutdown()
+            await gate.lifespan_ended()
+            error = gate.lifespan_error
         finally:
-            await gate.end_lifespan()
+            await gate.cancel_lifespan()
             if self._log is not None:
                 self._log.close()
-        error = gate.lifespan_error
         if error is not None and error is not failed_before:
             raise error
         return f"{_name(self._app)} did not shut down in good order" if lifespan.should_exit else None
