@@ -27,7 +27,8 @@ class ServeOptions(TypedDict, total=False):
         ssl_handshake_timeout: Seconds that a client has to complete TLS's handshake; 20 by default.
         reuse_port, max_connections, max_connections_per_loop, when_full, hung_after: See ``create_server``.
         head_timeout: Seconds that a client has to send the head of a request, from the connection's beginning or from
-            its first byte on; then the connection is closed. 20 by default, ``None`` for no limit. (ASGI)
+            its first byte on; then the connection is closed. 20 by default, ``None`` for no limit. It is looked at
+            once a second. (aiohttp: of a connection's first request; see its ``keepalive_timeout`` for the others.)
         graceful_timeout: Seconds that requests get to end when the server stops; then they are cancelled. 30 by
             default.
         lifespan_timeout: Seconds that the applications then get to shut down; 10 by default.
@@ -35,7 +36,7 @@ class ServeOptions(TypedDict, total=False):
         on_stop: Called once, when the last application has shut down; also where one did not start, if ``on_start``
             had succeeded. Awaited if it is async.
         health: Path of a health endpoint, such as ``"/health"``: ``/health/live`` answers 200 as long as any loop
-            does, ``/health`` and ``/health/ready`` 200 while requests are welcome, else 503. None by default. (ASGI)
+            does, ``/health`` and ``/health/ready`` 200 while requests are welcome, else 503. None by default.
         access_log: ``True``, the default, for standard output, a path for a file, ``False`` for none.
         runtime: Whose loops serve; the caller's by default. Not for ``serve``, which makes its own.
 
