@@ -124,8 +124,8 @@ async def create_server(
 
     Args:
         protocol_factory: Called on the connection's loop; several loops call it at once.
-        host, port, family, flags, sock, backlog: Where to listen, as for ``loop.create_server``. ``sock`` belongs to the
-            server then.
+        host, port, family, flags, sock, backlog: Where to listen, as for ``loop.create_server``. ``sock`` is the
+            server's own then.
         reuse_address, keep_alive, start_serving: As there.
         ssl, ssl_handshake_timeout, ssl_shutdown_timeout: TLS, as there.
         reuse_port: See ``start_server``; has no ``max_connections``, since the loops do not count together.
