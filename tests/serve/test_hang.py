@@ -50,8 +50,10 @@ def hanging(served: Serving, blocks: Blocks, count: int = 1) -> Iterator[list[Wi
             wires.append(wire)
             until(lambda number=number: len(blocks.entered) == number)  # type: ignore[misc]
         until(lambda: hung(served) == count)
-        yield wires
-        blocks.release()
+        try:
+            yield wires
+        finally:
+            blocks.release()
 
 
 def hung(served: Serving) -> int:
@@ -64,11 +66,18 @@ def errors(caplog: pytest.LogCaptureFixture, logger: str = "polyloop.serve") -> 
     ]
 
 
+def told(caplog: pytest.LogCaptureFixture) -> str:
+    """What is said of the one hang, which comes a moment after it is known."""
+    until(lambda: errors(caplog))
+    (message,) = errors(caplog)
+    return message
+
+
 def test_a_hang_is_told_with_its_request_and_stack(blocks: Blocks, caplog: pytest.LogCaptureFixture) -> None:
     """Once, within about a second: which loop, which request, and where it is."""
     with serving(routed({"/block": blocks.handle})) as served:
         with hanging(served, blocks) as (wire,):
-            (message,) = errors(caplog)
+            message = told(caplog)
             assert blocks.entered[0] in message
             assert "GET '/block' for 127.0.0.1:" in message
             assert "test_hang.py" in message and "in handle" in message
@@ -136,7 +145,7 @@ def test_what_is_in_flight_is_named_when_the_hang_is_not_a_requests(caplog: pyte
         until(lambda: hung(served) == 1)
         release.set()
         assert wire.answer().body == b"done"
-        (message,) = errors(caplog)
+        message = told(caplog)
         assert "while these are in flight: GET '/callback'" in message
 
 
@@ -165,7 +174,7 @@ def test_aiohttp(blocks: Blocks, caplog: pytest.LogCaptureFixture) -> None:
         return app
 
     with serving(make, run=serve_aiohttp) as served, hanging(served, blocks) as (wire,):
-        (message,) = errors(caplog)
+        message = told(caplog)
         assert blocks.entered[0] in message and "GET '/block' for 127.0.0.1" in message and "in block" in message
         blocks.release()
         assert wire.answer().body == b"at last"
