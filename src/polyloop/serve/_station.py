@@ -4,7 +4,8 @@ It is one task, which ends when the acceptor says so and the last connection has
 it cuts the connections that are left. Everything here runs on the loop's own thread, but for what says otherwise.
 
 Who closes a connection: its transport, from the moment the loop has been given the socket, also if that is to fail or
-is cancelled, since its descriptor is in the selector until then. Before that moment, the station.
+is cancelled, since its descriptor is in the selector until then. Before that moment, the station. It counts as open
+until its socket is closed, of which the socket itself tells (see ``_accepted``), so nobody leaves before the last word.
 """
 
 import asyncio
@@ -85,9 +86,10 @@ class Station:
     refused: int = 0
     # That of whoever made the server; each connection gets a copy, as with asyncio.
     _context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    # Of a connection that is still being made the transport is not known.
-    _transports: "dict[AcceptedSocket, asyncio.BaseTransport | None]" = field(
-        default_factory=dict["AcceptedSocket", "asyncio.BaseTransport | None"]
+    # By the identity of their sockets, which end when nobody holds them: see below. Of a connection that is still being
+    # made the transport is not known.
+    _transports: "dict[int, asyncio.BaseTransport | None]" = field(
+        default_factory=dict[int, "asyncio.BaseTransport | None"]
     )
     _connecting: "dict[asyncio.Task[None], AcceptedSocket]" = field(
         default_factory=dict["asyncio.Task[None]", AcceptedSocket]
@@ -130,6 +132,8 @@ class Station:
         if self._ended:
             sock.drop()
             return
+        self.accepted += 1
+        self._transports[id(sock)] = None
         coro = self._connect(sock)
         try:
             task = self.port.new_task(coro, None, self._context.copy())
@@ -137,8 +141,6 @@ class Station:
             coro.close()
             sock.drop()
             raise
-        self.accepted += 1
-        self._transports[sock] = None
         self._connecting[task] = sock
         task.add_done_callback(self._connected)
 
@@ -162,8 +164,8 @@ class Station:
         except OSError as exc:  # of the handshake, or its timeout: the client's fault, or its absence
             logger.debug("polyloop: a connection failed before it was made: %r", exc)
         else:
-            if sock in self._transports:  # else it has gone already
-                self._transports[sock] = transport
+            if id(sock) in self._transports:  # else it has gone already
+                self._transports[id(sock)] = transport
 
     def _connected(self, task: "asyncio.Task[None]") -> None:
         """The connection is made, or never will be."""
@@ -171,19 +173,15 @@ class Station:
         if not task.cancelled() and (exc := task.exception()) is not None:
             message = "polyloop: a connection could not be made"
             self.port.loop.call_exception_handler({"message": message, "exception": exc, "task": task})
-        if sock in self._transports and self._transports[sock] is None:
+        if self._transports.get(id(sock), task) is None:
+            # If its transport was never made, it is closed now or when this last reference goes.
             sock.drop()
-            self._forget(sock)
 
     def gone(self, sock: AcceptedSocket) -> None:
         """A connection was closed; called by the socket itself. Any thread, of one that never came here."""
         self.chief.departed(self.index)
-        self._forget(sock)
-
-    def _forget(self, sock: AcceptedSocket) -> None:
-        if sock not in self._transports:
+        if self._transports.pop(id(sock), self) is self:
             return
-        del self._transports[sock]
         if self._leaving and not self._transports:
             self._end.set()
         elif len(self._watched) < len(self.listeners):
