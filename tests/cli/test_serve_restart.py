@@ -132,6 +132,15 @@ def test_a_new_release_that_is_broken_leaves_the_old_one_serving(server: Served,
     server.end(pid=server.pid(2))
 
 
+def test_a_stop_ends_a_successor_that_does_not_serve_yet(server: Served, folder: Path) -> None:
+    """Nobody would stop it afterwards."""
+    server.serving()
+    (folder / "app.py").write_text("import os, signal\nos.write(1, b'importing\\n')\nsignal.pause()\n")
+    server.process.send_signal(signal.SIGUSR2)
+    server.line("^importing$")
+    assert server.end() == 0  # with all of its processes
+
+
 def test_a_request_that_is_long_is_finished_by_the_old_process(folder: Path) -> None:
     """The new one serves meanwhile; the old one's time is bounded as at any stop."""
     with Served(folder, "app:app", "--loops", "2", "--port", "0", "--graceful-timeout", "0.5") as server:

@@ -176,6 +176,8 @@ class _Control:
             logger.error("polyloop: the third signal ends the process at once")
             os._exit(1)
         _systemd.notify("STOPPING=1")
+        if self._restarting is not None:  # a successor that does not serve yet is ended
+            self._restarting.cancel()
         if self._starting is not None:
             self._starting.cancel()
         elif self._signals == 1:
