@@ -600,7 +600,7 @@ def test_an_on_start_that_fails_ends_the_start() -> None:
         raise LookupError("no database")
 
     with (
-        pytest.raises(LookupError, match="no database"),
+        pytest.raises(ServerStartError, match="on_start failed: LookupError"),
         serving(routed(apps.ROUTES, order), on_start=fail, on_stop=lambda: order.append("stop")),
     ):
         pass

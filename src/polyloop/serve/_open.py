@@ -362,10 +362,19 @@ def _tls(context: Any, handshake: float | None, shutdown: float | None) -> Tls:
             raise ValueError(f"{name}={value!r} is only meaningful with ssl; give the SSLContext, or leave it out")
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be seconds above 0, got {value!r}")
+    check_tls(context)
+    return Tls(context, handshake, shutdown)
+
+
+def check_tls(context: Any) -> None:
+    """Refuse what is no context for a server.
+
+    Raises:
+        TypeError, ValueError: it is something else, or a client's.
+    """
     if context is not None and not isinstance(context, ssl_module.SSLContext):
         raise TypeError(f"ssl must be an SSLContext or None, got {context!r}; see ssl.create_default_context()")
     if context is not None and context.protocol == ssl_module.PROTOCOL_TLS_CLIENT:
         raise ValueError(
             f"ssl={context!r} is a client's; make it with ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)"
         )
-    return Tls(context, handshake, shutdown)

@@ -9,6 +9,7 @@ from typing import TypedDict
 
 from polyloop.runtime._runtime import Runtime
 from polyloop.serve._acceptor import WhenFull
+from polyloop.serve._open import check_tls
 from polyloop.serve._server import Limits
 
 type Hook = Callable[[], Awaitable[object] | object]
@@ -98,13 +99,20 @@ class Options:
     def __post_init__(self) -> None:
         if not isinstance(self.port, int) or not 0 <= self.port <= 65535:  # type: ignore[redundant-expr]
             raise ValueError(f"port must be a whole number from 0 to 65535, got {self.port!r}")
-        if self.health is not None and not self.health.startswith("/"):
+        if self.health is not None and not str(self.health).startswith("/"):
             raise ValueError(f"health must be a path that begins with '/', got {self.health!r}")
+        if not isinstance(self.backlog, int) or self.backlog < 1:  # type: ignore[redundant-expr]
+            raise ValueError(f"backlog must be a whole number, at least 1; got {self.backlog!r}")
         for name in ("graceful_timeout", "lifespan_timeout"):
-            if not getattr(self, name) >= 0:
+            if not _is_seconds(getattr(self, name)):
                 raise ValueError(f"{name} must be seconds, at least 0, got {getattr(self, name)!r}")
-        if self.head_timeout is not None and not self.head_timeout > 0:
-            raise ValueError(f"head_timeout must be seconds above 0, or None for no limit; got {self.head_timeout!r}")
+        for name in ("head_timeout", "ssl_handshake_timeout", "hung_after"):
+            value = getattr(self, name)
+            if value is not None and not (_is_seconds(value) and value > 0):
+                raise ValueError(f"{name} must be seconds above 0, or None for no limit; got {value!r}")
+        for sock in self.sockets:
+            if not isinstance(sock, socket.socket):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"sockets must be listening sockets, got {sock!r}")
         if self.reuse_port and (self.uds is not None or self.sockets):
             raise ValueError("reuse_port=True needs host and port: each loop binds a socket of its own there")
         if self.reuse_port and self.max_connections is not None:
@@ -112,14 +120,17 @@ class Options:
                 f"max_connections={self.max_connections} cannot be counted with reuse_port=True, where each loop"
                 " accepts by itself; use max_connections_per_loop"
             )
-        if not isinstance(self.ssl, ssl_module.SSLContext | None):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"ssl must be an SSLContext or None, got {self.ssl!r}")
+        check_tls(self.ssl)
         _ = self.limits
 
     @property
     def limits(self) -> Limits:
         """The limits of the server."""
         return Limits(self.max_connections, self.max_connections_per_loop, self.when_full, self.hung_after)
+
+
+def _is_seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
 
 
 def checked(options: ServeOptions) -> Options:

@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Generator, Mapping
+from types import FrameType
 from typing import Any, Unpack
 
 from polyloop._core import _prims
@@ -146,7 +147,7 @@ class _Control:
         while interval is not None:
             if not all(load.hanging for load in self._server.loads):
                 _systemd.notify("WATCHDOG=1")
-            await asyncio.sleep(interval / 2)
+            await asyncio.sleep(interval)
 
     # Signals
 
@@ -161,29 +162,33 @@ class _Control:
         installed: list[signal.Signals] = []
         for name, handler in handlers.items():
             if hasattr(signal, name):
+                number = getattr(signal, name)
                 with contextlib.suppress(NotImplementedError):  # the proactor loop of Windows
-                    loop.add_signal_handler(getattr(signal, name), handler)
-                    installed.append(getattr(signal, name))
+                    loop.add_signal_handler(number, handler)
+                    installed.append(number)
+                    if handler == self._stop:  # counted at once, whatever the loop is busy with; it wakes the loop too
+                        signal.signal(number, self._count)
         try:
             yield
         finally:
             for number in installed:
                 loop.remove_signal_handler(number)
 
-    def _stop(self) -> None:
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        """A signal handler."""
         self._signals += 1
         if self._signals > 2:
-            logger.error("polyloop: the third signal ends the process at once")
+            os.write(2, b"polyloop: the third signal ends the process at once\n")
             os._exit(1)
+
+    def _stop(self) -> None:
+        """The loop's word of it, a moment later."""
         _systemd.notify("STOPPING=1")
         if self._restarting is not None:  # a successor that does not serve yet is ended
             self._restarting.cancel()
-        if self._starting is not None:
-            self._starting.cancel()
-        elif self._signals == 1:
-            self._server.shutdown()
-        else:
-            self._server.shutdown(timeout=0)
+        if self._starting is not None and self._starting.cancel():
+            return
+        self._server.shutdown(timeout=None if self._signals < 2 else 0)
 
     def _restart(self) -> None:
         if self._restarting is None or self._restarting.done():
@@ -192,6 +197,9 @@ class _Control:
     async def _hand_over(self) -> None:
         """Start this program again; when that serves, stop."""
         if self._server.state != "serving":
+            logger.warning(
+                "polyloop: no successor is started: this server does not serve, it is %s", self._server.state
+            )
             return
         logger.info("polyloop: starting a successor on the same sockets")
         try:

@@ -105,6 +105,9 @@ class Server:
             for index, (port, factory) in enumerate(zip(ports, factories, strict=True))
         )
         self._acceptor.stations = self._stations
+        # Done, with nothing, when the acceptor has died from an error; never otherwise. Nothing is accepted any more then,
+        # and ``is_serving()`` is false; connections go on.
+        self._failed = self._acceptor.failed
         self._lock = (
             _prims.RLock()
         )  # guards _started, _closing and _forever; reentrant for signal handlers that close the server
@@ -112,6 +115,7 @@ class Server:
         self._closing = False
         self._start_over = Completion[None]()  # done when start_serving is, in whatever way
         self._forever: Completion[None] | None = None
+        self._failed._add_waiter(self._note_failure)
 
     def __repr__(self) -> str:
         state = "closed" if self._closing else "serving" if self._started else "not serving yet"
@@ -211,6 +215,14 @@ class Server:
         if forever is not None:
             forever._complete(None)
 
+    def _note_failure(self) -> None:
+        """The acceptor has failed, and closes everything that listens. Its thread."""
+        with self._lock:
+            self._closing = True
+            forever = self._forever
+        if forever is not None:
+            forever._complete(None)
+
     def close_clients(self) -> None:
         """Close the connections that are open, each when what was written to it has been sent."""
         for station in self._stations:
@@ -220,6 +232,11 @@ class Server:
         """Cut the connections that are open."""
         for station in self._stations:
             station.port.post(station.abort)
+
+    def _give_up_handshakes(self, patience: float) -> None:
+        """Cut the connections that are still being made after so many seconds. Once the doors are closed."""
+        for station in self._stations:
+            station.port.post(station.give_up_handshakes, patience)
 
     async def wait_closed(self) -> None:
         """Wait until the server is closed and its connections have gone.
@@ -232,7 +249,7 @@ class Server:
         """Serve until the server is closed by somebody, or this call is cancelled, which closes it and its connections.
 
         Raises:
-            RuntimeError: the server is closed, or somebody else awaits this.
+            RuntimeError: the server is closed, or somebody else awaits this; or its acceptor has failed.
             CancelledError: it was cancelled; or the server was closed, as with asyncio's.
         """
         with self._lock:
@@ -244,6 +261,9 @@ class Server:
         try:
             await self.start_serving()
             await closed
+            failure = self._acceptor.failure
+            if failure is not None:
+                raise RuntimeError(f"{self!r} accepts no more: its acceptor has failed; see the log") from failure
             raise asyncio.CancelledError("the server was closed")
         except asyncio.CancelledError:
             self.close()

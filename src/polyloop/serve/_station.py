@@ -9,6 +9,7 @@ until its socket is closed, of which the socket itself tells (see ``_accepted``)
 """
 
 import asyncio
+import contextlib
 import contextvars
 import socket
 import ssl as ssl_module
@@ -210,6 +211,11 @@ class Station:
             if transport is not None:
                 transport.close()
 
+    def give_up_handshakes(self, patience: float) -> None:
+        """Cut the connections that are still being made after so many seconds; posted."""
+        for task in self._connecting:
+            self.port.loop.call_later(patience, task.cancel)
+
     def abort(self) -> None:
         """Cut every connection."""
         for task in list(self._connecting):
@@ -289,6 +295,15 @@ class Station:
             return
         for listener in self.listeners:
             listener.close()
+        # Connections of a worker that died: their clients hear of it now, and not when the process ends. Not closed, for
+        # one that is stuck may go on some day, with their descriptors in its selector.
+        for transport in list(self._transports.values()):
+            sock = None if transport is None else transport.get_extra_info("socket")
+            if sock is not None:
+                with contextlib.suppress(OSError, TypeError):  # closed already; uvloop's have no shutdown
+                    sock.shutdown(socket.SHUT_RDWR)
+        for sock in list(self._connecting.values()):
+            sock.drop()
 
     # Seen by the acceptor's thread
 

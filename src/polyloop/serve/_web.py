@@ -4,8 +4,8 @@ Its life, each step under a deadline: *new*; *starting*: bind, ``on_start``, the
 the doors are closed, requests end or are cancelled; *stopping*: the applications shut down, ``on_stop``; *closed*.
 One task on the loop that called ``start`` sees to it. ``shutdown`` tells that task, from any thread.
 
-Why the end cannot hang: every wait of it has a deadline, which ``shutdown(timeout=0)`` brings forward; a loop that does
-not answer is left behind and named in the report.
+Why the end cannot hang: every wait of it has a deadline (that of the requests comes nearer by ``shutdown(timeout=0)``);
+a loop that does not answer is left behind and named in the report.
 """
 
 import asyncio
@@ -20,11 +20,14 @@ from typing import Any, Literal, Self
 
 from polyloop._core import _prims
 from polyloop._core._completion import Completion, all_done
+from polyloop._core._errors import ServerStartError
 from polyloop._core._handle import TaskHandle
 from polyloop._core._port import Port, current_port
+from polyloop.offload import to_thread
 from polyloop.serve._accepted import logger
 from polyloop.serve._access_log import AccessLog
 from polyloop.serve._engine import Engine
+from polyloop.serve._idle import IDLE_GRACE
 from polyloop.serve._listen import Listener, bind_tcp, bind_unix, check_listener, with_file
 from polyloop.serve._options import Hook, Options
 from polyloop.serve._places import places, start_on
@@ -36,6 +39,9 @@ type State = Literal["new", "starting", "serving", "draining", "stopping", "clos
 
 #: Seconds that requests which were cancelled at the deadline get to answer that.
 _CUT_GRACE = 1.0
+
+#: Seconds that a client has to answer TLS's goodbye; asyncio's 30 would hold up every stop.
+_TLS_GOODBYE = 1.0
 
 
 class WebServer:
@@ -171,19 +177,17 @@ class WebServer:
         if options.access_log is not False:
             self._access_log = AccessLog(None if options.access_log is True else options.access_log)
         if options.on_start is not None:
-            await _call(options.on_start)
+            try:
+                await _call(options.on_start)
+            except Exception as exc:
+                logger.exception("polyloop: on_start failed")
+                raise ServerStartError(f"on_start failed: {exc!r}") from exc
         self._on_stop = options.on_stop
         ports = places(options.runtime)
         engines = [(port, self._make_engine()) for port in ports]
         handles = [start_on(port, engine.start(), f"start of {self!r}") for port, engine in engines]
         try:
-            for handle in handles:
-                await all_done([handle])
-        except asyncio.CancelledError:
-            for handle in handles:
-                handle.cancel()
-            await _bounded(all_done(handles), options.lifespan_timeout)
-            raise
+            await self._all_started(handles)
         finally:
             pairs = zip(engines, handles, strict=True)
             self._engines = tuple(engine for engine, handle in pairs if _has_result(handle))
@@ -193,12 +197,34 @@ class WebServer:
             factories,
             listeners,
             backlog=options.backlog,
-            tls=Tls(options.ssl, None if options.ssl is None else options.ssl_handshake_timeout),
+            tls=Tls() if options.ssl is None else Tls(options.ssl, options.ssl_handshake_timeout, _TLS_GOODBYE),
             limits=options.limits,
             reuse_port=options.reuse_port,
         )
         self._server._say_what_is_busy([engine.busy_with for _, engine in engines])
         await self._server.start_serving()
+
+    async def _all_started(self, handles: "Sequence[TaskHandle[Any]]") -> None:
+        """Wait for the applications. When one fails, the others get ``lifespan_timeout`` to come up, or to fail."""
+        patience: float | None = None
+        waits = {asyncio.ensure_future(_settled(handle)) for handle in handles}
+        try:
+            while waits:
+                done, waits = await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                failed = [wait.result() for wait in done if not _has_result(wait.result())]
+                if not done:
+                    break
+                if failed and patience is None:
+                    patience = self._options.lifespan_timeout
+                    reason = "it was cancelled" if failed[0].cancelled() else failed[0].exception()
+                    logger.error("polyloop: an application did not start on %s: %s", failed[0].worker.name, reason)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            late = [handle for handle in handles if not handle.done()]
+            for handle in late:
+                handle.cancel()
+            await _bounded(all_done(late), self._options.lifespan_timeout)
 
     async def _undo_start(self) -> None:
         if self._server is None:
@@ -257,6 +283,7 @@ class WebServer:
         await _bounded(server._doors_closed(), _CUT_GRACE)
         for port, engine in self._engines:
             port.post(engine.begin_drain)
+        server._give_up_handshakes(IDLE_GRACE)
         drained = self._on_loops(lambda port, engine: engine.drain(server._connections_on(port)))
         await self._until_done(drained)
         cut, stuck = await self._cut(server, drained)
@@ -366,8 +393,14 @@ async def _cut(engine: Engine) -> list[str]:
     return engine.cut()
 
 
+async def _settled[T](handle: TaskHandle[T]) -> TaskHandle[T]:
+    await all_done([handle])
+    return handle
+
+
 async def _call(hook: Hook) -> None:
-    result = hook()
+    """Call a hook: on a thread, so that one that blocks holds up neither signals nor deadlines, unless it is async."""
+    result = hook() if inspect.iscoroutinefunction(hook) else await to_thread(hook, on_cancel="abandon")
     if inspect.isawaitable(result):
         await result
 
