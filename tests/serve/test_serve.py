@@ -94,7 +94,88 @@ def test_what_is_wrong_is_said_before_anything_starts() -> None:
             serve(apps.app, loops=2, access_log=False, port=taken.getsockname()[1])
 
 
+def test_a_signal_in_the_tick_in_which_the_start_ends_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task of the start is done then, and the program has not gone on yet."""
+    start = WebServer.start
+
+    async def start_and_be_told(self: WebServer) -> WebServer:
+        served = await start(self)
+        os.kill(os.getpid(), signal.SIGTERM)  # its handler runs here, the loop's word of it in the next tick
+        return served
+
+    monkeypatch.setattr(WebServer, "start", start_and_be_told)
+    assert serve(apps.app, loops=2, port=0, access_log=False).clean
+
+
+def test_an_application_that_fails_to_start_is_not_hidden_by_one_that_never_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is told at once, and the other gets the time of a lifespan."""
+    makers = iter([lambda: apps.app, None])
+
+    def factory() -> Any:
+        if next(makers) is None:
+            raise LookupError("no such table")
+
+        async def never_up(scope: Scope, receive: Receive, send: Send) -> None:
+            await asyncio.Event().wait()
+
+        return never_up
+
+    with pytest.raises(ServerStartError, match="no such table"):
+        serve(factory, factory=True, loops=2, port=0, access_log=False, lifespan_timeout=0.2)
+    assert "an application did not start on" in caplog.text
+    assert "no such table" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("graceful_timeout", None),
+        ("lifespan_timeout", -1),
+        ("head_timeout", "5"),
+        ("hung_after", True),
+        ("ssl_handshake_timeout", 0),
+        ("health", 1),
+        ("backlog", "many"),
+        ("port", "http"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_named_with_its_value(name: str, value: object) -> None:
+    """Whatever it is."""
+    with pytest.raises(ValueError, match=rf"^{name} must be .*{value!r}"):
+        serve(apps.app, **{name: value})  # type: ignore[arg-type]
+
+
 # As a process
+
+
+@unix
+def test_a_hook_that_never_ends_does_not_keep_the_process(tmp_path: Path) -> None:
+    """Its time is that of a lifespan; and a signal handler hears the third signal whatever the loop is busy with."""
+    script = (
+        "import sys, time\nimport polyloop\nfrom tests.serve import apps\n"
+        "report = polyloop.serve(apps.app, port=0, loops=2, access_log=False, lifespan_timeout=0.2,"
+        " on_stop=lambda: time.sleep(3600), on_ready=lambda server: server.shutdown())\n"
+        "sys.exit(0 if 'on_stop failed' in str(report) else 1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], timeout=PATIENCE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@unix
+def test_the_third_signal_ends_it_whatever_it_is_busy_with() -> None:
+    """Here with a hook that holds up its control loop."""
+    script = (
+        "import os, signal, time\nimport polyloop\nfrom tests.serve import apps\n"
+        "def ready(server):\n"
+        "    for _ in range(3):\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(3600)\n"
+        "polyloop.serve(apps.app, port=0, loops=2, access_log=False, on_ready=ready)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], timeout=PATIENCE, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "third signal" in done.stderr
 
 
 @unix

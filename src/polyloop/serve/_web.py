@@ -191,7 +191,8 @@ class WebServer:
         finally:
             pairs = zip(engines, handles, strict=True)
             self._engines = tuple(engine for engine, handle in pairs if _has_result(handle))
-        factories = [handle.result() for handle in handles]
+        # A failure before those that were cancelled because of it.
+        factories = [handle.result() for handle in sorted(handles, key=lambda handle: handle.cancelled())]
         self._server = Server(
             ports,
             factories,
