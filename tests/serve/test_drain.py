@@ -455,3 +455,19 @@ def test_kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
         assert program.wait() == -9
     persisted = set(file.read_text().split())
     assert all(line in persisted for lines in answers for line in lines)
+
+
+def test_tls_clients_that_say_nothing_do_not_hold_up_the_end(certificates: Any) -> None:
+    """One that never begins its handshake, and one that does not answer the goodbye."""
+    with serving(apps.app, ssl=certificates.for_server(), graceful_timeout=PATIENCE) as served:
+        address = ("127.0.0.1", served.port)
+        with (
+            socket.create_connection(address, PATIENCE),
+            socket.create_connection(address, PATIENCE) as plain,
+            certificates.for_client().wrap_socket(plain, server_hostname="localhost") as idle,
+        ):
+            idle.sendall(request())
+            assert idle.recv(1000)
+            report = served.stop()
+    assert report.clean
+    assert report.requests == 1
