@@ -77,3 +77,26 @@ def test_a_server_outlives_a_lack_of_descriptors(kind: str, again: str) -> None:
     number, _, message = done.stdout.partition(" ")
     assert int(number) <= (2 if kind == "reuse_port" else 1)
     assert "cannot accept: the system has no room for another connection (descriptors, see 'ulimit -n'" in message
+
+
+FILTERED = PROGRAM.replace(
+    "said = []",
+    """said = []
+def fail(record):
+    said.append(threading.current_thread().name)
+    raise LookupError("of the filter")
+logging.getLogger("polyloop.serve").addFilter(fail)
+threading.excepthook = lambda args: None""",
+)
+
+
+@pytest.mark.parametrize("kind", ["acceptor", "reuse_port"])
+def test_a_log_filter_that_fails_does_not_end_the_acceptor(kind: str) -> None:
+    """The user's code runs on a thread of its own; all are served in the end."""
+    if sys.platform == "win32":
+        pytest.skip("there is no such limit on Windows")
+    done = subprocess.run(
+        [sys.executable, "-c", FILTERED, kind, "close"], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[1] == "polyloop-report"

@@ -213,3 +213,52 @@ def test_an_idle_loop_is_not_woken() -> None:
         return int(worker.selector.sleeps - sleeps)  # type: ignore[attr-defined]
 
     assert on_loops(main, loops=2) < 5
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_close_serves_those_that_wait_for_a_loop_that_hangs(others: int, handlers: Handlers) -> None:
+    """The kernel has accepted them: where no other loop has room they wait for this one."""
+    with Runtime(loops=1 + others) as runtime:
+        server = runtime.run(start_server(handlers.handle, "127.0.0.1", 0, hung_after=0.1, max_connections_per_loop=5))
+        with plain(address(server), b"block\n") as blocked:
+            assert handlers.inside.acquire(timeout=30)
+            until(lambda: hanging(server))
+            victim = next(i for i, load in enumerate(server.loads) if load.hanging)
+            inside = [plain(address(server), b"hello\n") for _ in range(5 * others)]
+            assert all(fate(sock) == "answered" for sock in inside)
+            waiting = [plain(address(server), b"hello\n") for _ in range(4)]
+            server.close()
+            until(server._acceptor.doors_closed.done)
+            assert len(hanging(server)) == 1  # it still does
+            handlers.go.set()
+            assert tally(map(fate, [blocked, *waiting])) == {"answered": 5}
+            assert accepted(server)[victim] == 5
+        for sock in (*inside, *waiting):
+            sock.close()
+        runtime.run(server.wait_closed())
+
+
+def test_a_close_prefers_loops_that_work(handlers: Handlers) -> None:
+    """Those that wait go to a loop that hangs only if no other has room."""
+    with Runtime(loops=2) as runtime:
+        server = runtime.run(start_server(handlers.handle, "127.0.0.1", 0, hung_after=0.1))
+        with plain(address(server), b"block\n") as blocked:
+            assert handlers.inside.acquire(timeout=30)
+            until(lambda: hanging(server))
+            held, go = threading.Event(), threading.Event()
+
+            def hold() -> None:
+                held.set()
+                assert go.wait(30)
+
+            server._acceptor.tell(hold)
+            assert held.wait(30)
+            waiting = [plain(address(server), b"hello\n") for _ in range(6)]
+            server.close()
+            go.set()
+            assert tally(map(fate, waiting)) == {"answered": 6}
+            handlers.go.set()
+            assert fate(blocked) == "answered"
+        for sock in waiting:
+            sock.close()
+        runtime.run(server.wait_closed())

@@ -283,3 +283,84 @@ def test_a_worker_that_is_stuck_does_not_hold_up_the_end() -> None:
             assert [may_bind(one) for one in where] == [True, True]
     finally:
         go.set()
+
+
+def _break(server: Server) -> None:
+    """Have the acceptor's thread fail."""
+
+    def fail() -> None:
+        raise LookupError("of the test")
+
+    server._acceptor.tell(fail)
+
+
+@pytest.mark.parametrize("reuse_port", [False, True])
+def test_an_acceptor_that_fails_is_heard_of(reuse_port: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """The server serves no more and says so; its port is free; open connections go on; whoever awaits it is told."""
+    with Runtime(loops=2) as runtime, TestLoop("waiter") as waiter:
+        server = runtime.run(start_server(answer, "127.0.0.1", 0, reuse_port=reuse_port))
+        where = address(server)
+        forever = waiter.spawn(server.serve_forever)
+        with plain(where) as sock:
+            assert fate(sock) == "answered"
+            assert not server._failed.done()
+            _break(server)
+            with pytest.raises(RuntimeError, match="accepts no more: its acceptor has failed") as caught:
+                forever.result(30)
+            assert isinstance(caught.value.__cause__, LookupError)
+            assert server._failed.done()
+            assert not server.is_serving()
+            assert server.sockets == ()
+            until_sync(lambda: not acceptors() and may_bind(where))
+            sock.sendall(b"hello\n")
+            assert fate(sock) == "answered"
+        server.close()
+        runtime.run(server.wait_closed())
+        until_sync(lambda: any("failed; the server accepts no more" in one.getMessage() for one in caplog.records))
+    [record] = [one for one in caplog.records if "failed; the server" in one.getMessage()]
+    assert record.threadName == "polyloop-report"
+    assert record.exc_info is not None
+
+
+def test_a_server_that_closes_has_not_failed() -> None:
+    """``_failed`` is for errors only."""
+    with Runtime(loops=2) as runtime:
+        server = runtime.run(start_server(answer, "127.0.0.1", 0))
+        server.close()
+        runtime.run(server.wait_closed())
+        assert not server._failed.done()
+
+
+def test_clients_of_a_worker_that_dies_hear_of_it() -> None:
+    """They get the end of the stream while the process lives on."""
+    with Runtime(loops=2) as runtime:
+        server = runtime.run(start_server(answer, "127.0.0.1", 0))
+        socks = [plain(address(server)) for _ in range(4)]
+        assert tally(map(fate, socks)) == {"answered": 4}
+        victim = runtime.workers[1]
+        victim.loop.call_soon_threadsafe(victim.loop.stop)
+        until_sync(lambda: 1 in server._acceptor._left)
+        ended: list[str] = []
+        for sock in socks:
+            sock.sendall(b"more\n")
+            ended.append(fate(sock))
+        assert tally(ended)["answered"] == 2
+        for sock in socks:
+            sock.close()
+        server.close()
+        runtime.run(server.wait_closed())
+
+
+def test_two_that_bind_one_port_at_once() -> None:
+    """The second to listen is told which address, and what to do."""
+
+    async def main() -> None:
+        first = await start_server(answer, "127.0.0.1", 0, start_serving=False)
+        where = address(first)
+        second = await start_server(answer, *where, start_serving=False)
+        async with first:
+            await first.start_serving()
+            with pytest.raises(OSError, match=rf"127\.0\.0\.1:{where[1]}: address already in use; somebody else"):
+                await second.start_serving()
+
+    on_loops(main)

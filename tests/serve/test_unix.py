@@ -1,6 +1,8 @@
 """Unix sockets, and their files."""
 
 import asyncio
+import errno
+import logging
 import os
 import socket
 import stat
@@ -10,6 +12,7 @@ import pytest
 from tests.serve.clients import Answer, Client, answer, close_all, connected, counts, on_loops, serving
 
 from polyloop import create_unix_server, start_unix_server
+from polyloop.serve import _listen
 from polyloop.serve._listen import bind_unix
 
 
@@ -171,3 +174,54 @@ def test_those_who_came_in_before_the_close_are_served(path: str) -> None:
         await server.wait_closed()
 
     on_loops(main)
+
+
+def test_a_server_that_does_not_accept_yet_keeps_its_name(path: str) -> None:
+    """It has bound, and starts something else first: whoever comes second is refused, and clients wait."""
+
+    async def main() -> None:
+        async with serving(start_unix_server(answer, path, start_serving=False)) as server:
+            client = await Client.to(path)
+            with pytest.raises(OSError, match=r"server\.sock: address already in use; somebody else listens there"):
+                await start_unix_server(answer, path)
+            await server.start_serving()
+            await client.ask()
+            await client.close()
+
+    on_loops(main)
+
+
+@pytest.mark.parametrize("broken", ["chmod", "stat"])
+def test_a_bind_that_fails_leaves_no_file(path: str, broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes wrong after the file was made takes it away again."""
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(errno.EPERM, "no")
+
+    if broken == "chmod":
+        monkeypatch.setattr(os, "chmod", refuse)
+    else:
+        monkeypatch.setattr(_listen, "_inode", refuse)
+    with pytest.raises(OSError, match="cannot listen on"):
+        bind_unix(path, 0o666)
+    monkeypatch.undo()
+    assert not os.path.exists(path)
+
+
+def test_a_file_that_was_replaced_meanwhile_stays(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. We find a leftover. 2. Another server does too, replaces it, and listens. 3. Its file is not removed by us."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    others: list[_listen.Listener] = []
+
+    def another_comes(*args: object) -> None:
+        monkeypatch.undo()
+        others.append(bind_unix(path))
+
+    monkeypatch.setattr(logging.getLogger("polyloop.serve"), "debug", another_comes)
+    with pytest.raises(OSError, match="address already in use"):
+        bind_unix(path)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+    others[0].close()
+    assert not os.path.exists(path)

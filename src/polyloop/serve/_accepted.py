@@ -1,10 +1,12 @@
 """Accepting: from a listening socket to a connection that says when it is closed."""
 
+import contextlib
 import errno
 import logging
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 from polyloop._core import _prims
@@ -122,6 +124,19 @@ def _protocol_of(listener: socket.socket) -> int:
     return socket.IPPROTO_TCP if is_tcp else 0
 
 
+def log_apart(report: Callable[[], None]) -> None:
+    """Have something logged by a thread of its own.
+
+    A log handler or filter is the user's code: it may fail, or be the very thing that a loop hangs in, with its lock
+    held. Neither may cost the thread that accepts.
+    """
+    try:
+        _prims.start_thread(report, "polyloop-report")
+    except RuntimeError:  # no thread can be had: better late than never said
+        with contextlib.suppress(Exception):
+            report()
+
+
 class Trouble:
     """Why nothing can be accepted for a moment: said, but not at every attempt. One thread's own."""
 
@@ -135,4 +150,6 @@ class Trouble:
             return
         self._quiet_until = now + _COMPLAIN_EVERY
         why = "the system has no room for another connection (descriptors, see 'ulimit -n', or memory)"
-        logger.error("polyloop: %s cannot accept: %s; it tries again every %g s", who, exc or why, RETRY)
+        log_apart(
+            partial(logger.error, "polyloop: %s cannot accept: %s; it tries again every %g s", who, exc or why, RETRY)
+        )

@@ -1,7 +1,7 @@
 """The acceptor: a thread that accepts connections and hands each to the loop with the fewest.
 
 It also looks after the loops (see ``_lookout``): one that hangs gets no connections until it is back. The thread runs
-no code of the user's, so it cannot be held up by any.
+no code of the user's, log handlers included, so it cannot be held up by any.
 
 Its life: *serving*; *closing*, when the doors are closed and the stations leave as their last connections do; *ended*.
 All state is its own thread's. Everybody else gives it commands, and tells it of connections that ended. A command is
@@ -16,12 +16,14 @@ import selectors
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from polyloop._core import _prims
 from polyloop._core._completion import Completion
+from polyloop._core._errors import copy_exception
 from polyloop._core._waker import Waker, new_waker
-from polyloop.serve._accepted import RETRY, AcceptedSocket, Trouble, accept, logger
+from polyloop.serve._accepted import RETRY, AcceptedSocket, Trouble, accept, log_apart, logger
 from polyloop.serve._balance import Balance
 from polyloop.serve._departures import Departures
 from polyloop.serve._listen import Listener
@@ -46,6 +48,9 @@ class Acceptor:
         stations: The loops' parts; set before any of them is started.
         doors_closed: Done when the listening sockets are closed.
         ended: Done when the stations have ended too.
+        failed: Done, with nothing, when the thread has died from an error, just before the doors are closed for that;
+            never otherwise.
+        failure: That error, if so; written before ``failed`` and ``doors_closed`` are done.
     """
 
     def __init__(self, name: str, balance: Balance, *, when_full: WhenFull, patience: float | None) -> None:
@@ -53,6 +58,8 @@ class Acceptor:
         self.stations: Sequence[Station] = ()
         self.doors_closed = Completion[None]()
         self.ended = Completion[None]()
+        self.failed = Completion[None]()
+        self.failure: BaseException | None = None
         self.refused = 0
         self._balance = balance
         self._lookout = Lookout(balance, patience)
@@ -145,10 +152,15 @@ class Acceptor:
             self._open_doors()
             while not self._finished():
                 self._turn()
-        except BaseException:
-            logger.exception("polyloop: %s failed; the server accepts no more", self.name)
+        except BaseException as exc:
+            self._fail(exc)
         finally:
             self._finish()
+
+    def _fail(self, exc: BaseException) -> None:
+        self.failure = copy_exception(exc).with_traceback(None)  # its frames hold sockets
+        self.failed._complete(None)
+        log_apart(partial(logger.error, "polyloop: %s failed; the server accepts no more", self.name, exc_info=exc))
 
     def _finished(self) -> bool:
         return len(self._left) == len(self.stations)
@@ -256,14 +268,29 @@ class Acceptor:
         self._shut_doors()
         for listener in self._listeners:
             listener.remove_file()  # before the last look at the backlog: nobody comes in by it after that
-            for _ in range(MOST_WAITING if take_waiting else 0):
-                if not self._accept_one(listener.sock):
-                    break
+        if take_waiting:
+            self._take_waiting()
+        for listener in self._listeners:
             listener.close()
         self._listeners = ()
         for station in self.stations:
             station.port.post(station.leave, take_waiting)
         self.doors_closed._complete(None)
+
+    def _take_waiting(self) -> None:
+        """Accept what the kernel has accepted, as far as there is room."""
+        self._empty_backlogs()
+        hanging = self._lookout.hanging
+        if hanging:  # what is left there waits for those loops, as their other connections do
+            for index in hanging:
+                self._balance.put_back(index)  # still reported as hanging: it is
+            self._empty_backlogs()
+
+    def _empty_backlogs(self) -> None:
+        for listener in self._listeners:
+            for _ in range(MOST_WAITING):
+                if not self._accept_one(listener.sock):
+                    break
 
     def _finish(self) -> None:
         self._close_doors(take_waiting=False)

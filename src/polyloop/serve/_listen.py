@@ -192,8 +192,10 @@ def set_reuse_port(sock: socket.socket) -> None:
         raise ValueError(f"reuse_port=True needs SO_REUSEPORT, which {sock!r} does not take: {exc}") from exc
 
 
-def bind_unix(path: str | os.PathLike[str] | bytes, mode: int | None = None) -> Listener:
-    """Bind a unix socket; a socket file that nobody listens on any more is replaced.
+def bind_unix(path: str | os.PathLike[str] | bytes, mode: int | None = None, *, backlog: int = 100) -> Listener:
+    """Bind a unix socket, and listen; a socket file that nobody listens on any more is replaced.
+
+    It listens at once, though nobody accepts yet: a file that nobody listens on is one that the next server removes.
 
     Args:
         mode: Permissions of the file; by default what the umask leaves.
@@ -208,9 +210,7 @@ def bind_unix(path: str | os.PathLike[str] | bytes, mode: int | None = None) -> 
             return Listener(sock)
         _remove_stale(name)
         sock.bind(name)
-        if mode is not None:
-            os.chmod(name, mode)
-        return Listener(sock, name, _inode(name))
+        return _with_new_file(sock, name, mode, backlog)
     except BaseException as exc:
         sock.close()
         if isinstance(exc, OSError):
@@ -218,9 +218,24 @@ def bind_unix(path: str | os.PathLike[str] | bytes, mode: int | None = None) -> 
         raise
 
 
+def _with_new_file(sock: socket.socket, path: str, mode: int | None, backlog: int) -> Listener:
+    """Listen on a socket that has just been bound; without it, its file goes too."""
+    try:
+        if mode is not None:
+            os.chmod(path, mode)  # before it listens: nobody comes in by the umask
+        sock.setblocking(False)
+        sock.listen(backlog)
+        return Listener(sock, path, _inode(path))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
 def _remove_stale(path: str) -> None:
     try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
+        found = os.stat(path)
+        if not stat.S_ISSOCK(found.st_mode):
             return
     except FileNotFoundError:
         return
@@ -236,7 +251,13 @@ def _remove_stale(path: str) -> None:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     logger.debug("polyloop: %s is left over from a server that has ended; it is replaced", path)
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        if _same_file(found, os.stat(path)):  # else another server has replaced it just now, and binding will fail
+            os.unlink(path)
+
+
+def _same_file(one: os.stat_result, other: os.stat_result) -> bool:
+    # With the time, since a new file may get the number of one that was just removed.
+    return (one.st_dev, one.st_ino, one.st_mtime_ns) == (other.st_dev, other.st_ino, other.st_mtime_ns)
 
 
 def check_listener(sock: socket.socket, *, family: int | None = None, shared: bool = False) -> socket.socket:
@@ -271,9 +292,17 @@ def check_socket(sock: object, kind: int, need: str, *, shared: bool) -> socket.
 
 
 def listen(sock: socket.socket, backlog: int) -> None:
-    """Begin to listen, without ever blocking."""
+    """Begin to listen, without ever blocking.
+
+    Raises:
+        OSError: it cannot, for instance since another socket that was bound to the same port listens already; the
+            message says where, why, and what to do.
+    """
     sock.setblocking(False)
-    sock.listen(backlog)
+    try:
+        sock.listen(backlog)
+    except OSError as exc:
+        raise explained(exc, show_address(sock.getsockname())) from exc
 
 
 def explained(exc: OSError, address: str) -> OSError:

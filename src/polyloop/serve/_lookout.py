@@ -1,7 +1,6 @@
 """The lookout: which loops of a server hang. Part of the acceptor's thread, but for what it says in the log.
 
-What a hanging loop is busy with is looked up and logged by a thread of its own: a log handler is the user's code, and
-may be the very thing that the loop hangs in, with its lock held.
+What a hanging loop is busy with is looked up and logged by a thread of its own (see ``log_apart``).
 """
 
 import asyncio
@@ -9,9 +8,8 @@ import contextlib
 from collections.abc import Container, Sequence
 from functools import partial
 
-from polyloop._core import _prims
 from polyloop._core._ending import thread_stack
-from polyloop.serve._accepted import logger
+from polyloop.serve._accepted import log_apart, logger
 from polyloop.serve._balance import Balance
 from polyloop.serve._station import Station
 
@@ -59,10 +57,12 @@ class Lookout:
         if change == "hangs":
             self._balance.take_out(station.index)
             self.hanging = self.hanging | {station.index}
-            _say(partial(_report, station, now - since))
+            log_apart(partial(_report, station, now - since))
         elif change == "recovers":
             self.put_back(station)
-            _say(partial(logger.warning, "polyloop: %s answers again after %.1f s", station.port.name, now - since))
+            log_apart(
+                partial(logger.warning, "polyloop: %s answers again after %.1f s", station.port.name, now - since)
+            )
         number = pulse.ping(now, asleep)
         if number is not None:
             station.port.post(pulse.pong, number)
@@ -71,13 +71,6 @@ class Lookout:
         """It hangs no more: it answers, or has ended."""
         self._balance.put_back(station.index)
         self.hanging = self.hanging - {station.index}
-
-
-def _say(report: partial[None]) -> None:
-    try:
-        _prims.start_thread(report, "polyloop-hang-report")
-    except RuntimeError:  # no thread can be had
-        report()
 
 
 def _report(station: Station, silent: float) -> None:

@@ -105,8 +105,8 @@ class Server:
             for index, (port, factory) in enumerate(zip(ports, factories, strict=True))
         )
         self._acceptor.stations = self._stations
-        # Done, with nothing, when the acceptor has died from an error; never otherwise. Nothing is accepted any more then,
-        # and ``is_serving()`` is false; connections go on.
+        # Done, with nothing, when the acceptor has died from an error; never otherwise. Nothing is accepted any more
+        # then, and ``is_serving()`` is false; connections go on.
         self._failed = self._acceptor.failed
         self._lock = (
             _prims.RLock()

@@ -295,15 +295,16 @@ class Station:
             return
         for listener in self.listeners:
             listener.close()
-        # Connections of a worker that died: their clients hear of it now, and not when the process ends. Not closed, for
-        # one that is stuck may go on some day, with their descriptors in its selector.
+        # The clients of a worker that died hear of it now, and not when the process ends. Their sockets are not closed:
+        # a worker that is stuck may go on some day, with their descriptors in its selector.
         for transport in list(self._transports.values()):
             sock = None if transport is None else transport.get_extra_info("socket")
             if sock is not None:
                 with contextlib.suppress(OSError, TypeError):  # closed already; uvloop's have no shutdown
                     sock.shutdown(socket.SHUT_RDWR)
         for sock in list(self._connecting.values()):
-            sock.drop()
+            if sock.held:
+                sock.drop()
 
     # Seen by the acceptor's thread
 
