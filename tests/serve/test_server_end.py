@@ -331,24 +331,44 @@ def test_a_server_that_closes_has_not_failed() -> None:
         assert not server._failed.done()
 
 
-def test_clients_of_a_worker_that_dies_hear_of_it() -> None:
-    """They get the end of the stream while the process lives on."""
-    with Runtime(loops=2) as runtime:
-        server = runtime.run(start_server(answer, "127.0.0.1", 0))
-        socks = [plain(address(server)) for _ in range(4)]
-        assert tally(map(fate, socks)) == {"answered": 4}
-        victim = runtime.workers[1]
-        victim.loop.call_soon_threadsafe(victim.loop.stop)
-        until_sync(lambda: 1 in server._acceptor._left)
-        ended: list[str] = []
-        for sock in socks:
-            sock.sendall(b"more\n")
+#: In a process of its own, since what a broken loop leaves behind warns when it is collected.
+BROKEN_LOOP = """
+import polyloop
+from tests.helpers import until
+from tests.serve.clients import address, answer, fate, plain
+
+def broken():
+    raise LookupError
+
+with polyloop.Runtime(loops=2) as runtime:
+    server = runtime.run(polyloop.start_server(answer, "127.0.0.1", 0, hung_after=None))
+    socks = [plain(address(server)) for _ in range(4)]
+    assert [fate(sock) for sock in socks] == ["answered"] * 4
+    held = list(server._stations[1]._transports.values())  # else a garbage collection might close them
+    victim = runtime.workers[1].loop
+    victim._run_once = broken
+    victim.call_soon_threadsafe(int)
+    until(lambda: 1 in server._acceptor._left)
+    ended = []
+    for sock in socks:
+        sock.settimeout(10)
+        try:
+            sock.sendall(b"more\\n")
             ended.append(fate(sock))
-        assert tally(ended)["answered"] == 2
-        for sock in socks:
-            sock.close()
-        server.close()
-        runtime.run(server.wait_closed())
+        except ConnectionError:
+            ended.append("reset")
+        sock.close()
+    server.close()
+    runtime.run(server.wait_closed())
+    assert len(held) == 2
+    print(ended.count("answered"), len(ended))
+"""
+
+
+def test_clients_of_a_loop_that_broke_hear_of_it() -> None:
+    """Its task cannot cut them any more; they get the end of the stream while the process lives on."""
+    done = subprocess.run([sys.executable, "-c", BROKEN_LOOP], capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout == "2 4\n", done.stderr
 
 
 def test_two_that_bind_one_port_at_once() -> None:

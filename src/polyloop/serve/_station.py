@@ -290,13 +290,18 @@ class Station:
             listener.close()
 
     def close_remains(self) -> None:
-        """Close what it left open if its task never began, or is stuck for good. Any thread."""
+        """Close what it left open if its task never began, was lost with its loop, or is stuck for good. Any thread."""
+        self._hang_up()
         if self._begun and self.port.is_current():  # its task has closed it, or is about to
             return
         for listener in self.listeners:
             listener.close()
-        # The clients of a worker that died hear of it now, and not when the process ends. Their sockets are not closed:
-        # a worker that is stuck may go on some day, with their descriptors in its selector.
+
+    def _hang_up(self) -> None:
+        """Have the clients that are left hear of the end now, and not when the process ends.
+
+        Their sockets are not closed: a loop that is stuck may go on some day, with their descriptors in its selector.
+        """
         for transport in list(self._transports.values()):
             sock = None if transport is None else transport.get_extra_info("socket")
             if sock is not None:
