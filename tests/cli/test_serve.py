@@ -251,6 +251,23 @@ def test_a_change_starts_it_again_and_a_broken_one_waits_for_the_next(served: St
         assert server.end() == 0
 
 
+@pytest.mark.parametrize("where", [["--uds", "s"], ["--port", "0", "--reuse-port"]])
+def test_what_the_reloader_has_bound_is_served_again(served: Start, folder: Path, where: list[str]) -> None:
+    """The file of a unix socket is the reloader's, and stays when a server ends."""
+    with served(*where, "--reload") as server:
+        url = server.serving()
+        path = folder / "s"
+        before = path.stat().st_ino if "--uds" in where else None
+        os.utime(folder / "app.py", (1, 1))
+        (folder / "app.py").write_text(APP.replace("RELEASE = 1", "RELEASE = 2"))
+        assert server.serving(2) == url
+        assert before is None or path.stat().st_ino == before
+        asked = url if before is None else f"unix:{path}"
+        assert get(asked).json()["release"] == 2
+        assert server.end() == 0
+        assert not path.exists()
+
+
 def test_reloading_finds_a_port_that_is_taken_at_once(served: Start) -> None:
     """The parent binds."""
     with (

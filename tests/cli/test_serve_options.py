@@ -12,6 +12,9 @@ import pytest
 pytest.importorskip("click")
 pytest.importorskip("uvicorn")
 
+from polyloop.cli import _serving
+from polyloop.cli._errors import CliError  # after the checks
+
 type Polyloop = Callable[..., subprocess.CompletedProcess[str]]
 type Program = Callable[[str], Path]
 
@@ -191,6 +194,58 @@ def test_an_error_at_import_shows_its_traceback(polyloop: Polyloop, folder: Path
     assert done.returncode == 1
     assert done.stderr.splitlines()[1] == f'  File "{folder / "broken.py"}", line 1, in <module>'
     assert done.stderr.endswith("ModuleNotFoundError: No module named 'nothing_of_that_name'\n")
+
+
+def test_a_hook_that_fails_is_the_programs_own_error(polyloop: Polyloop, folder: Path) -> None:
+    """Code 1 and its traceback, whatever it raises: nothing is wrong with the command line."""
+    (folder / "hooks.py").write_text("def up():\n    return int('not a number')\n")
+    done = polyloop("serve", "app:app", "--port", "0", "--loops", "1", "--on-start", "hooks:up")
+    assert done.returncode == 1
+    assert f'File "{folder / "hooks.py"}", line 2, in up' in done.stderr
+    assert "ValueError: invalid literal for int()" in done.stderr
+    assert "--help" not in done.stderr
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_error_is_one_of_the_options_only_before_the_application_began(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], begun: bool
+) -> None:
+    """Afterwards it is somebody else's, and shows where it comes from."""
+
+    def serve(_app: object, *, on_start: Callable[[], object], **_options: object) -> None:
+        if begun:
+            on_start()
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr("polyloop.serve", serve)
+    monkeypatch.setattr(_serving, "configure_logging", lambda _level: None)
+    settings = _serving.Settings(
+        target="tests.cli.test_serve_options:asgi",
+        factory=False,
+        loops=1,
+        library="asyncio",
+        fd=None,
+        tls=_serving.Tls(),
+        on_start=None,
+        on_stop=None,
+        log_level="info",
+    )
+    if begun:
+        assert _serving.serve_settings(settings) == 1
+        assert capsys.readouterr().err.endswith("ValueError: no such thing\n")
+    else:
+        with pytest.raises(CliError, match=r"^no such thing$") as caught:
+            _serving.serve_settings(settings)
+        assert caught.value.code == 2
+
+
+async def asgi(scope: object, receive: object, send: object) -> None:
+    """An application that is never called."""
+
+
+def test_the_password_of_the_key_is_not_shown() -> None:
+    """Where the settings are."""
+    assert "secret" not in repr(_serving.Tls(certfile="cert.pem", password="secret"))
 
 
 def test_without_uvicorn_it_says_what_to_install(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import errno
 import logging
 import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -382,6 +384,78 @@ def test_standard_output_is_written_to_and_stays_open(capfd: pytest.CaptureFixtu
     log.close()
     os.write(1, b"still open\n")
     assert re.fullmatch(STAMP + " out\nstill open\n", capfd.readouterr().out)
+
+
+#: Makes a log for standard output where descriptor 1 is something else by now.
+CLOSED = """
+import asyncio, logging, os, socket, sys
+how = sys.argv[1]
+if how == "closed":
+    sys.stdout.close()
+if how != "never there":
+    os.close(1)
+mine = other = None
+if how != "closed below":
+    mine, other = socket.socketpair()
+    assert 1 in (mine.fileno(), other.fileno())
+from polyloop.serve._access_log import AccessLog
+logging.basicConfig()
+log = AccessLog()
+
+async def main():
+    line = log.for_loop(asyncio.get_running_loop())
+    line.info("secret")
+    line.close()
+    log.reopen()
+    log.close()
+    print("dropped", log.dropped, file=sys.stderr)
+
+asyncio.run(main())
+for sock in (mine, other):
+    if sock is not None:
+        sock.setblocking(False)
+        try:
+            print("received", sock.recv(100), file=sys.stderr)
+        except BlockingIOError:
+            pass
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes a descriptor by the shell")
+@pytest.mark.parametrize("how", ["never there", "closed", "closed below"])
+def test_without_a_standard_output_there_is_no_log(how: str) -> None:
+    """It is told once; nothing is written into what has the descriptor then."""
+    command = [sys.executable, "-c", CLOSED, how]
+    if how == "never there":
+        command = ["/bin/sh", "-c", 'exec "$@" <&- >&-', "sh", *command]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert done.stderr.splitlines() == [
+        "WARNING:polyloop.serve:polyloop: standard output is closed, so there is no access log; name a file for it",
+        "dropped 1",
+    ]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_the_file_is_not_for_everybody(file: Path) -> None:
+    """It holds addresses and queries."""
+    before = os.umask(0)
+    try:
+        AccessLog(file).close()
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_line_that_comes_while_the_log_is_closed_is_counted(log: AccessLog, file: Path) -> None:
+    """Of a stuck loop that goes on in the middle of ``info``, when the list is taken from it."""
+    mine, timers = loop_log(log)
+    mine.info("before")
+    lines = mine._lines
+    log.close()
+    lines.append("too late\n")
+    timers.fire()
+    assert mine.dropped == log.dropped == 1
+    assert file.read_text().endswith(" before\n")
 
 
 def test_the_file_is_opened_anew_after_it_was_moved_away(log: AccessLog, file: Path) -> None:

@@ -357,6 +357,63 @@ def test_a_successor_that_ignores_its_end_is_killed(
     assert asyncio.run(main()) == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("ignores", [False, True])
+@pytest.mark.parametrize("waited_for", [False, True])
+def test_the_end_of_a_successor_can_be_waited_for(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ignores: bool, waited_for: bool
+) -> None:
+    """By a process that ends itself: the threads that would kill a stubborn one end with it."""
+    monkeypatch.setattr(_successor, "_PATIENCE", 0.3 if ignores else 30)
+    # A thread that sends nothing more, as after the end of the process.
+    monkeypatch.setattr(Successor, "_stop", lambda self: self._process.terminate())
+    mark = tmp_path / "begun"
+    how = "SIG_IGN" if ignores else "SIG_DFL"
+    text = f"import signal, sys, time; signal.signal(15, signal.{how}); open(sys.argv[1], 'w'); time.sleep(600)"
+
+    async def main() -> None:
+        successor = Successor([listener], program(text, str(mark)))
+        waiting = asyncio.create_task(successor.ready(60))
+        while not mark.exists():
+            await asyncio.sleep(0.01)
+        if waited_for:
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        await successor.end()
+        assert successor._process.returncode == -(signal.SIGKILL if ignores else signal.SIGTERM)
+        with pytest.raises(ProcessLookupError):
+            os.kill(successor.pid, 0)
+        await successor.end()
+        with pytest.raises(asyncio.CancelledError if waited_for else ServerStartError):
+            await waiting
+
+    asyncio.run(main())
+
+
+def test_the_end_of_a_successor_does_not_wait_for_who_has_its_pipe(listener: socket.socket, tmp_path: Path) -> None:
+    """A process that it has started, say."""
+    mark = tmp_path / "begun"
+    text = (
+        "import os, subprocess, sys, time, json; fd = json.loads(os.environ['POLYLOOP_HANDOVER'])['ready']\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], pass_fds=[fd])\n"
+        "open(sys.argv[1] + '-', 'w').write(str(child.pid)); os.rename(sys.argv[1] + '-', sys.argv[1]); time.sleep(600)"
+    )
+
+    async def main() -> None:
+        successor = Successor([listener], program(text, str(mark)))
+        while not mark.exists():
+            await asyncio.sleep(0.01)
+        try:
+            await successor.end()
+            assert successor._process.returncode == -signal.SIGTERM
+        finally:
+            os.kill(int(mark.read_text()), signal.SIGKILL)
+        assert await successor._ended == -signal.SIGTERM
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_successor, "_PATIENCE", 0.5)
+        asyncio.run(main())
+
+
 def test_a_command_that_cannot_be_started_is_an_error_at_once(listener: socket.socket) -> None:
     """And leaves nothing open."""
     with pytest.raises(FileNotFoundError, match="no-such-program"):

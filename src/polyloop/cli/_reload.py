@@ -1,7 +1,7 @@
 """``polyloop serve --reload``: uvicorn's reloader around a server in a process of its own, for development.
 
-The parent binds the sockets once, so that clients wait while the server is exchanged rather than be refused, and runs
-none of the application.
+The parent binds the sockets once, so that clients wait while the server is exchanged rather than be refused, sees to
+the file of a unix socket, and runs none of the application.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ def _listeners(settings: Settings) -> list[Listener]:
         if (path := options.get("uds")) is not None:
             return [bind_unix(path, 0o666)]
         host, port = options.get("host"), options.get("port")
-        bound = asyncio.run(bind_tcp(host, port, reuse_port=options.get("reuse_port", False)))
+        bound = asyncio.run(bind_tcp(host, port))  # once, whatever --reuse-port says: the child's loops share it
         return [Listener(sock) for sock in bound]
     except (OSError, ValueError) as exc:
         raise start_error(exc) from exc

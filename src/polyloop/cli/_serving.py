@@ -30,7 +30,7 @@ class Tls:
 
     certfile: str | None = None
     keyfile: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     ca_certs: str | None = None
 
 
@@ -73,7 +73,8 @@ def serve_settings(settings: Settings, sockets: Sequence[socket.socket] = ()) ->
     """Serve until a signal says otherwise; return the exit code.
 
     Args:
-        sockets: To listen on, instead of those that the settings name.
+        sockets: To listen on, instead of those that the settings name. They belong to another process too, which sees
+            to the file of a unix socket.
     Raises:
         CliError: an option is wrong, or the server could not start.
     """
@@ -83,15 +84,19 @@ def serve_settings(settings: Settings, sockets: Sequence[socket.socket] = ()) ->
     options["ssl"] = make_tls(settings.tls)
     try:
         app = load_app(settings.target, factory=settings.factory)
-        options["on_start"] = load_hook(settings.on_start, "--on-start")
+        first_of_all = _FirstOfAll(load_hook(settings.on_start, "--on-start"))
+        options["on_start"] = first_of_all
         options["on_stop"] = load_hook(settings.on_stop, "--on-stop")
     except (CliError, SystemExit, KeyboardInterrupt):
         raise
     except BaseException as exc:  # the application's own error, whatever it is
         show_traceback(exc)
         return ExitCode.FAILURE
-    taken = sockets or given_sockets(settings)
-    if taken:
+    if sockets:
+        options["sockets"] = sockets
+        options["uds"] = None
+        options["reuse_port"] = False
+    elif taken := given_sockets(settings):
         options["sockets"] = taken
     try:
         report = polyloop.serve(
@@ -103,12 +108,29 @@ def serve_settings(settings: Settings, sockets: Sequence[socket.socket] = ()) ->
             on_ready=lambda server: announce(settings, server),
             **options,
         )
-    except (OSError, polyloop.ServerStartError, TypeError, ValueError) as exc:
+    except (OSError, polyloop.ServerStartError) as exc:
         raise start_error(exc) from exc
+    except (TypeError, ValueError) as exc:
+        if not first_of_all.begun:  # so it is an option or an address
+            raise start_error(exc) from exc
+        show_traceback(exc)
+        return ExitCode.FAILURE
     if not report.clean:
         click.echo(f"error: the server did not stop in good order: {report}", err=True)
         return ExitCode.FAILURE
     return ExitCode.OK
+
+
+class _FirstOfAll:
+    """``--on-start``, if there is any: what is called before anything else of the application's is."""
+
+    def __init__(self, hook: Callable[[], object] | None) -> None:
+        self.begun = False
+        self._hook = hook
+
+    def __call__(self) -> object:
+        self.begun = True
+        return None if self._hook is None else self._hook()
 
 
 def start_error(exc: Exception) -> CliError:
@@ -118,7 +140,8 @@ def start_error(exc: Exception) -> CliError:
     if isinstance(exc, OSError) and exc.strerror:
         text = f"{exc.filename}: {exc.strerror.lower()}" if exc.filename else exc.strerror
     message, _, hint = text.partition("; ")
-    return CliError(message, hint=hint or "see 'polyloop serve --help'", code=code)
+    usual = "see the log" if isinstance(exc, polyloop.ServerStartError) else "see 'polyloop serve --help'"
+    return CliError(message, hint=hint or usual, code=code)
 
 
 # The application

@@ -24,6 +24,7 @@ import asyncio
 import os
 import select
 import stat
+import sys
 
 from polyloop._core import _prims
 from polyloop.serve._accepted import logger
@@ -48,7 +49,8 @@ class AccessLog:
     """Where the lines of all loops go.
 
     Args:
-        target: A file that is appended to, or ``None`` for standard output.
+        target: A file that is appended to, or ``None`` for standard output. If that is closed, no log is kept: its
+            descriptor may be anything by now.
     Raises:
         OSError: the file cannot be opened.
     Thread safety: any thread.
@@ -57,13 +59,16 @@ class AccessLog:
     def __init__(self, target: str | os.PathLike[str] | None = None) -> None:
         self.path = None if target is None else os.path.abspath(target)
         self._lock = _prims.Lock()  # guards what follows, and every write; loops only try it
-        self._fd = 1 if self.path is None else _open(self.path)
-        self._poll = _poll_of(self._fd)
+        fd = _stdout() if self.path is None else _open(self.path)
+        self._fd = -1 if fd is None else fd
+        self._poll = None if fd is None else _poll_of(fd)
         self._rest = b""  # of a line that was written in part: it comes first in the next write
-        self._closed = False
+        self._closed = fd is None
         self._warned = False  # lines are being dropped, and that was said
         self._logs: list[LoopLog] = []
         self._reopening = False  # set by any thread, taken back under the lock
+        if fd is None:
+            logger.warning("polyloop: standard output is closed, so there is no access log; name a file for it")
 
     def __repr__(self) -> str:
         return f"<AccessLog {self._name}{' closed' if self._closed else ''}>"
@@ -106,7 +111,7 @@ class AccessLog:
     def close(self) -> None:
         """Write what the loops still hold, and close the file. To be called when the loops have ended, or gave up.
 
-        Standard output stays open. Lines that come later are dropped.
+        Standard output stays open. Lines that come later are dropped and counted.
 
         Thread safety: any thread. A reader of standard output that does not read is waited for, half a second.
         """
@@ -203,7 +208,9 @@ class LoopLog:
     """The access log of one loop, in the shape of a ``logging.Logger`` as far as servers use one.
 
     Thread safety: the loop's thread alone, but for ``dropped``, and for what ``AccessLog.close`` does when the loop
-    has ended. No method raises, whatever the arguments and the file.
+    has ended or is stuck. A stuck loop may go on at that moment: so the list of lines stays the same one, and a line
+    that comes too late is found in it, and counted, by the next flush. No method raises, whatever the arguments and
+    the file.
     """
 
     def __init__(self, owner: AccessLog, loop: asyncio.AbstractEventLoop) -> None:
@@ -254,7 +261,7 @@ class LoopLog:
 
     def flush(self) -> None:
         """Write what there is, as far as that is possible without waiting."""
-        if self._size:
+        if self._lines or self._unsent:
             self._owner.flush(self)
             self._flush_at = self._size + FULL
 
@@ -268,7 +275,7 @@ class LoopLog:
     def _on_timer(self) -> None:
         self._timer = None
         self.flush()
-        if self._size:
+        if self._lines or self._unsent:
             self._timer = self._loop.call_later(DELAY, self._on_timer)
 
     def _set_second(self, second: int) -> None:
@@ -286,7 +293,8 @@ class LoopLog:
 
     def take(self) -> bytes:
         """All lines, which are then no longer here."""
-        lines, self._lines = self._lines, []
+        lines = self._lines.copy()
+        del self._lines[: len(lines)]  # what another thread has added meanwhile stays
         data = self._unsent + "".join(lines).encode("utf-8", "backslashreplace")
         self._unsent = b""
         self._size = 0
@@ -311,7 +319,18 @@ _NEWLINE = 0x0A
 
 
 def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+def _stdout() -> int | None:
+    """The descriptor of standard output; ``None`` if the process was started without one, or has closed it."""
+    try:
+        fd = sys.__stdout__.fileno() if sys.__stdout__ is not None else None
+        if fd is not None:
+            os.fstat(fd)
+    except (OSError, ValueError):
+        return None
+    return fd
 
 
 def _poll_of(fd: int) -> "select.poll | None":

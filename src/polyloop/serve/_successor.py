@@ -12,6 +12,7 @@ process, so that there is no zombie. It ends with the new process, and does not 
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -57,6 +58,7 @@ class Successor:
             raise ServerStartError("there are no listening sockets to hand over; the server does not serve")
         self._said = Completion[bytes]()  # empty: it ended, or will never say anything
         self._ended = Completion[int]()
+        self._unwanted = False  # it was told to end
         heard, told = os.pipe()
         try:
             self._process = _start(argv or _own_command(), [sock.fileno() for sock in sockets], told)
@@ -87,10 +89,34 @@ class Successor:
         except TimeoutError:
             raise ServerStartError(f"process {self.pid} did not serve within {timeout:g} s and was ended") from None
         finally:
-            if not serves and not self._ended.done():
-                _prims.start_thread(self._stop, f"end of successor {self.pid}")
+            if not serves:
+                self._stop_soon()
         # The manager believes the process that it knows as the main one, and that is still this one.
         notify(f"MAINPID={self.pid}")
+
+    async def end(self) -> None:
+        """End it if it has not ended: SIGTERM, and SIGKILL when that does not help within 5 s; returns when it is gone.
+
+        For a process that ends itself, since the threads that see to it otherwise end with this process.
+
+        Cancellation: it is told to end, but not waited for.
+        """
+        self._stop_soon()
+        if not await self._gone_within(_PATIENCE):
+            self._process.kill()
+            await self._gone_within(_PATIENCE)
+
+    def _stop_soon(self) -> None:
+        if not self._unwanted and not self._ended.done():
+            self._unwanted = True  # once: a second SIGTERM would tell it to hurry
+            _prims.start_thread(self._stop, f"end of successor {self.pid}")
+
+    async def _gone_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended
+        # The watching thread may still wait for a process that has the pipe from this one.
+        return self._ended.done() or self._process.poll() is not None
 
     # Threads of their own
 
