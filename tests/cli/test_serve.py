@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -224,30 +225,42 @@ def test_the_access_log_is_rotated_by_a_signal(served: Start, folder: Path) -> N
     assert moved.read_text().count("\n") == 1
 
 
-def test_a_change_starts_it_again_and_a_broken_one_waits_for_the_next(served: Start, folder: Path) -> None:
-    """On the same socket, which the reloader has."""
-    app = folder / "app.py"
-    stamp = app.stat().st_mtime
+def save_until(server: Served, folder: Path, text: str, pattern: str, count: int = 1) -> None:
+    """Save the application until the reloader has noticed: it misses a change that comes while it restarts."""
 
-    def save(text: str) -> None:
-        nonlocal stamp
-        stamp += 10
+    def noticed() -> bool:
+        return len(re.findall(pattern, server.text, re.MULTILINE)) >= count
+
+    app = folder / "app.py"
+    deadline = time.monotonic() + PATIENCE
+    while not noticed():
+        assert time.monotonic() < deadline, f"no {count}. line with {pattern!r} in\n{server.text}"
+        stamp = app.stat().st_mtime + 10
         app.write_text(text)
         os.utime(app, (stamp, stamp))
+        look_again = time.monotonic() + 2
+        while not noticed() and time.monotonic() < look_again:
+            time.sleep(0.01)
 
+
+def test_a_change_starts_it_again_and_a_broken_one_waits_for_the_next(served: Start, folder: Path) -> None:
+    """On the same socket, which the reloader has."""
+    serving = r"^polyloop: serving \S+ on (\S+): "
     with served("--port", "0", "--reload") as server:
         url = server.serving()
         assert get(url).json()["release"] == 1
-        save(APP.replace("RELEASE = 1", "RELEASE = 2"))
-        assert server.serving(2) == url
-        assert get(url).json()["release"] == 2
-        save("def oops(:\n")
-        server.line("SyntaxError: ")
-        save("value = 1\n")
-        server.line("^error: module 'app' has no attribute 'app'. hint: define 'app' in it$")
-        save(APP.replace("RELEASE = 1", "RELEASE = 3"))
-        assert server.serving(3) == url
-        assert get(url).json()["release"] == 3
+        save_until(server, folder, APP.replace("RELEASE = 1", "RELEASE = 2"), serving, 2)
+        wait_until(lambda: get(url).json()["release"] == 2)
+        save_until(server, folder, "def oops(:\n", "SyntaxError: ")
+        save_until(
+            server,
+            folder,
+            "value = 1\n",
+            "^error: module 'app' has no attribute 'app'. hint: define 'app' in it$",
+        )
+        before = len(re.findall(serving, server.text, re.MULTILINE))
+        save_until(server, folder, APP.replace("RELEASE = 1", "RELEASE = 3"), serving, before + 1)
+        wait_until(lambda: get(url).json()["release"] == 3)
         assert server.end() == 0
 
 
@@ -258,12 +271,11 @@ def test_what_the_reloader_has_bound_is_served_again(served: Start, folder: Path
         url = server.serving()
         path = folder / "s"
         before = path.stat().st_ino if "--uds" in where else None
-        os.utime(folder / "app.py", (1, 1))
-        (folder / "app.py").write_text(APP.replace("RELEASE = 1", "RELEASE = 2"))
+        save_until(server, folder, APP.replace("RELEASE = 1", "RELEASE = 2"), r"^polyloop: serving ", 2)
         assert server.serving(2) == url
         assert before is None or path.stat().st_ino == before
         asked = url if before is None else f"unix:{path}"
-        assert get(asked).json()["release"] == 2
+        wait_until(lambda: get(asked).json()["release"] == 2)
         assert server.end() == 0
         assert not path.exists()
 

@@ -19,6 +19,7 @@ from tests.serve.web import PATIENCE, Program, Wire, free_port, listens, request
 
 from polyloop import Runtime, ServerStartError
 from polyloop.serve import WebServer, serve
+from polyloop.serve._acceptor import Acceptor
 from polyloop.testing import TestThread
 
 unix = pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="signals as on unix")
@@ -105,6 +106,21 @@ def test_a_signal_in_the_tick_in_which_the_start_ends_is_heard(monkeypatch: pyte
 
     monkeypatch.setattr(WebServer, "start", start_and_be_told)
     assert serve(apps.app, loops=2, port=0, access_log=False).clean
+
+
+def test_an_acceptor_that_fails_ends_the_server_with_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody comes in any more: better that whoever watches the process starts it again."""
+
+    def fail(self: Acceptor) -> None:
+        raise LookupError("a fault of ours")
+
+    with serving(apps.app) as served:
+        assert served.get().text == "hello"
+        monkeypatch.setattr(Acceptor, "_turn", fail)
+        until(lambda: served.server.state == "closed")
+        report = served.stop()
+    assert not report.clean
+    assert "accepting failed: LookupError('a fault of ours')" in str(report)
 
 
 def test_an_application_that_fails_to_start_is_not_hidden_by_one_that_never_does(

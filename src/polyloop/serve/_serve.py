@@ -138,8 +138,9 @@ class _Control:
             raise
         finally:
             watchdog.cancel()
-            if self._restarting is not None:
+            if self._restarting is not None:  # bounded: a successor that does not serve is killed in the end
                 self._restarting.cancel()
+                await asyncio.wait([self._restarting])
 
     async def _feed_watchdog(self) -> None:
         """Tell systemd that this lives, as long as any loop does."""
@@ -204,7 +205,11 @@ class _Control:
         logger.info("polyloop: starting a successor on the same sockets")
         try:
             successor = _successor.Successor(self._server.sockets)
-            await successor.ready(_SUCCESSOR_TIMEOUT)
+            try:
+                await successor.ready(_SUCCESSOR_TIMEOUT)
+            except asyncio.CancelledError:
+                await successor.end()
+                raise
         except (OSError, ServerStartError) as exc:
             logger.error("polyloop: the successor does not serve, so this process goes on: %s", exc)
             return

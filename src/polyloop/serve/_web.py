@@ -161,6 +161,8 @@ class WebServer:
             raise
         self._state = "serving"
         self._life = asyncio.get_running_loop().create_task(self._see_to_the_end(), name=repr(self))
+        assert self._server is not None
+        self._server._failed._add_waiter(self.shutdown)  # nobody comes in any more: end, and say so
         return self
 
     async def _bind(self) -> list[Listener]:
@@ -294,6 +296,8 @@ class WebServer:
             for port, handle in drained.items()
             if handle.done() and not handle.cancelled() and handle.exception() is not None
         ]
+        if server._failed.done():
+            failures.append(f"accepting failed: {server._acceptor.failure!r}")
         failures += await self._stop_applications(stuck)
         if not stuck:
             await _bounded(server.wait_closed(), _CUT_GRACE)
