@@ -41,11 +41,20 @@ def free_threaded_to_the_end() -> Iterator[None]:
     assert not gil_came_on()
 
 
+#: Whole servers, processes of their own and clients that take their time.
+SLOW_FILES = frozenset(
+    f"test_{name}"
+    for name in ("asgi_bad_input", "drain", "hang", "hanging", "serve", "serve_options", "serve_restart", "server_end")
+) | {"test_successor"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long and is the same on every build: all orders of something, the benchmarks, a cluster."""
     for item in items:
         stem = item.path.stem
         if item.name.partition("[")[0].endswith(("_in_any_order", "_in_every_order")):
+            item.add_marker(pytest.mark.slow)
+        if stem in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
         if stem.endswith("_interleavings") or stem.startswith("test_bench") or item.path.parent.name == "distributed":
             item.add_marker(pytest.mark.slow)
