@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -178,12 +179,20 @@ def test_the_block_closes(start: Start) -> None:
     on_loops(main)
 
 
+@pytest.fixture
+def ends_its_clients(start: Start) -> Start:
+    """asyncio's own server left its clients alone before 3.13.1, and waited for them (gh-123720)."""
+    if start is not polyloop.start_server and sys.version_info < (3, 13, 1):
+        pytest.skip("asyncio's own serve_forever() waits for clients here")
+    return start
+
+
 @pytest.mark.parametrize("serving", [True, False])
-def test_serve_forever_is_cancelled(start: Start, serving: bool) -> None:
+def test_serve_forever_is_cancelled(ends_its_clients: Start, serving: bool) -> None:
     """It closes the server and its connections, and raises."""
 
     async def main() -> None:
-        server = await start(answer, "127.0.0.1", 0, start_serving=serving)
+        server = await ends_its_clients(answer, "127.0.0.1", 0, start_serving=serving)
         where = address(server)
         forever = asyncio.create_task(server.serve_forever())
         await until(server.is_serving)
@@ -203,11 +212,11 @@ def test_serve_forever_is_cancelled(start: Start, serving: bool) -> None:
     on_loops(main)
 
 
-def test_serve_forever_ends_with_the_server(start: Start) -> None:
+def test_serve_forever_ends_with_the_server(ends_its_clients: Start) -> None:
     """Somebody closes it: its connections are closed too, and it raises ``CancelledError``."""
 
     async def main() -> None:
-        server = await start(answer, "127.0.0.1", 0)
+        server = await ends_its_clients(answer, "127.0.0.1", 0)
         forever = asyncio.create_task(server.serve_forever())
         async with await Client.to(address(server)) as client:
             await client.ask()
