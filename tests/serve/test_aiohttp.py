@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import re
 import threading
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from websockets.sync.client import connect
 
 import polyloop
 from polyloop import ServerStartError
-from polyloop.serve import AiohttpServer, serve_aiohttp
+from polyloop.serve import AiohttpServer, _aiohttp, serve_aiohttp
 
 EVENTS: list[str] = []
 HOME = web.AppKey("HOME", str)
@@ -335,6 +337,43 @@ def test_a_cleanup_that_fails_is_in_the_report() -> None:
     with serving_aiohttp(fails_in_the_end) as served:
         report = served.stop()
     assert len(report.failures) == 1 and "polyloop-1" in report.failures[0] and "no end" in report.failures[0]
+
+
+@pytest.mark.parametrize("loops", [2, 4])
+def test_a_factory_that_returns_one_application_for_all_loops(loops: int) -> None:
+    """Says what it should do instead."""
+    app = make()
+    with (
+        pytest.raises(ServerStartError, match="must make a new application on each loop"),
+        serving_aiohttp(lambda: app, loops=loops),
+    ):
+        pass
+    assert Counter(event.split()[0] for event in EVENTS) in ({}, {"up": 1, "told": 1, "down": 1})
+
+
+def test_a_request_goes_with_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the server next looks at its connections. (Before that, aiohttp keeps it until the next request.)"""
+    monkeypatch.setattr(_aiohttp, "LOOK", 600.0)
+    requests: list[weakref.ref[web.Request]] = []
+
+    async def upload(request: web.Request) -> web.Response:
+        requests.append(weakref.ref(request))
+        return web.Response(text=str(len(await request.read())))
+
+    def with_upload() -> web.Application:
+        app = make()
+        app.router.add_post("/upload", upload)
+        return app
+
+    def is_gone() -> bool:
+        gc.collect()
+        return requests[0]() is None
+
+    with serving_aiohttp(with_upload) as served:
+        with served.connect() as wire:
+            wire.send(request("/upload", "POST", body=b"x" * 100_000))
+            assert wire.answer().body == b"100000"
+        until(is_gone)
 
 
 def test_wrong_arguments() -> None:

@@ -2,8 +2,10 @@
 
 import contextlib
 import gc
+import importlib.util
 import logging
 import os
+import select
 import socket
 import sys
 import threading
@@ -23,6 +25,8 @@ from polyloop import ServerStartError
 from polyloop.serve import ASGIServer, _uvicorn
 
 EVENTS: list[str] = []
+
+needs_httptools = pytest.mark.skipif(not importlib.util.find_spec("httptools"), reason="no httptools here")
 
 
 @pytest.fixture(autouse=True)
@@ -400,10 +404,111 @@ def test_garbage_is_answered_and_closed(served: Serving, data: bytes) -> None:
 
 
 def test_a_head_that_is_too_long(served: Serving) -> None:
-    """h11 refuses it with 400; httptools has no limit, and the head's time is the limit then."""
-    with served.connect() as wire, contextlib.suppress(ConnectionError):
-        wire.send(request("/", "GET", *(f"X-{number}: {'x' * 1000}" for number in range(200))))
-        assert wire.answer().status in (200, 400)
+    """Is refused with 400, where the client still listens; one of a little less is not."""
+    with served.connect() as wire:
+        wire.send(long_head(60))
+        assert wire.answer().body == b"hello"
+        with contextlib.suppress(ConnectionError):
+            wire.send(long_head(300))
+        assert refused(wire.rest())
+
+
+def long_head(kilobytes: int) -> bytes:
+    return request("/", "GET", *(f"X-{number}: {'x' * 1000}" for number in range(kilobytes)))
+
+
+def refused(answer: bytes) -> bool:
+    """A server that closes a connection while bytes come may take its last answer with it."""
+    return answer == b"" or b"400 Bad Request" in answer
+
+
+@needs_httptools
+def test_httptools_takes_64_kib_of_a_head() -> None:
+    """Whatever came before it on its connection, and in how many parts it comes."""
+    with serving(apps.make, factory=True, uvicorn={"http": "httptools"}) as served, served.connect() as wire:
+        wire.send(long_head(60) * 3)  # together far beyond
+        assert [wire.answer().body for _ in range(3)] == [b"hello"] * 3
+        body = b"x" * 300_000
+        wire.send(request("/size", "POST", body=body) + long_head(60))
+        assert wire.answer().body == b"300000" and wire.answer().body == b"hello"
+        wire.send(request("/size", "POST", "Transfer-Encoding: chunked") + b"493e0\r\n" + body + b"\r\n0\r\n")
+        wire.send(b"X-Trailer: x\r\n\r\n" + long_head(60))
+        assert wire.answer().body == b"300000" and wire.answer().body == b"hello"
+        wire.send(long_head(66))
+        assert wire.answer().status == 400 and wire.rest() == b""
+
+
+async def until_gone(scope: Scope, receive: Receive, send: Send) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+ENDLESS = {
+    "headers": (b"GET / HTTP/1.1\r\nHost: x\r\n", b"x: " + b"x" * 1000 + b"\r\n"),
+    "one header": (b"GET / HTTP/1.1\r\nHost: x\r\nx: ", b"x" * 1000),
+    "address": (b"GET /", b"x" * 1000),
+    "trailers": (request("/never", "POST", "Transfer-Encoding: chunked") + b"0\r\n", b"x: " + b"x" * 1000 + b"\r\n"),
+    "one trailer": (request("/never", "POST", "Transfer-Encoding: chunked") + b"0\r\nx: ", b"x" * 1000),
+}
+
+
+@pytest.mark.parametrize("http", HTTP)
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_head_that_does_not_end(what: str, http: str) -> None:
+    """Is refused as soon as it is too long, not when its time is over."""
+    sends_without_end(*ENDLESS[what], http)
+
+
+@needs_httptools
+@pytest.mark.parametrize("what", ["headers", "one header", "address"])
+def test_a_head_that_does_not_end_while_a_request_is_in_flight(what: str) -> None:
+    """Too. (With h11 nothing is read meanwhile.)"""
+    begin, part = ENDLESS[what]
+    sends_without_end(request("/never") + begin, part, "httptools")
+
+
+def sends_without_end(begin: bytes, part: bytes, http: str) -> None:
+    """A client begins something and never ends it: it is refused within a megabyte."""
+    app = routed({"/never": until_gone, "/": apps.hello})
+    with serving(app, head_timeout=None, uvicorn={"http": http}) as served:
+        with served.connect() as wire:
+            wire.send(begin)
+            for _ in range(64):
+                with contextlib.suppress(ConnectionError):
+                    wire.send(part * 16)
+                if select.select([wire.sock], [], [], 0.02)[0]:
+                    break
+            else:
+                pytest.fail("nobody refused it")
+            assert refused(wire.rest())
+        until(lambda: connections(served) == 0 and in_flight(served) == 0)
+        assert served.stop().clean
+
+
+@pytest.mark.parametrize("http", HTTP)
+def test_what_uvicorn_logs_goes_to_its_logger(http: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Though each loop has objects of its own for what all requests use."""
+    with serving(apps.make, factory=True, uvicorn={"http": http}) as served:
+        for _ in range(2):
+            with served.connect() as wire:
+                wire.send(GARBAGE[0])
+                assert b"server: uvicorn" in wire.rest() or http == "h11"
+        engines: Any = [engine for _, engine in served.server._engines]
+        one, other = (
+            {id(part) for header in engine._server.server_state.default_headers for part in header}
+            for engine in engines
+        )
+        assert one and not one & other
+    names = [record.name for record in caplog.records if "Invalid HTTP request" in record.getMessage()]
+    assert names == ["uvicorn.error"] * 2
+
+
+def test_an_address_from_a_header_is_escaped() -> None:
+    """As the client's name it comes into the log of a hang, and into the report."""
+    with serving(routed({"/": until_gone}), uvicorn={"http": "h11"}) as served, served.connect() as wire:
+        wire.send(request("/", "GET", "X-Forwarded-For: 6.6.6.6\x1b[2J\x07"))
+        until(lambda: in_flight(served) == 1)
+        assert served.stop(0.1).cut == (r"GET '/' for 6.6.6.6\x1b[2J\x07:0",)
 
 
 def test_more_or_less_than_was_announced(served: Serving) -> None:

@@ -230,6 +230,43 @@ def test_idle_connections_have_a_moment_for_a_request_that_is_on_its_way(http: s
         assert served.stop().clean
 
 
+@pytest.mark.parametrize("http", HTTP)
+def test_a_request_whose_head_has_begun_is_waited_for(http: str) -> None:
+    """Beyond that moment; also where it began behind a request that was in flight."""
+    turn = threading.Event()
+    with (
+        serving(apps.make, factory=True, uvicorn={"http": http}) as served,
+        served.connect() as first,
+        served.connect() as second,
+    ):
+        begin = b"GET / HTTP/1.1\r\nHost: x\r\n"
+        second.send(request("/slow?0.3") + begin)
+        until(lambda: in_flight(served) == 1)
+        served.server.shutdown()
+        until(lambda: drained(served))
+        first.send(begin)
+        assert second.answer().body == b"slow"
+        turn.wait(0.8)  # more than an idle connection has
+        for wire in (first, second):
+            wire.send(b"X: x\r\n\r\n")
+            answer = wire.answer()
+            assert answer.body == b"hello" and answer.headers["connection"] == "close"
+            assert wire.rest() == b""
+        assert served.stop().clean
+
+
+@pytest.mark.parametrize("http", HTTP)
+def test_a_head_that_has_begun_is_not_waited_for_longer_than_ever(http: str) -> None:
+    """That is head_timeout."""
+    with serving(apps.make, factory=True, head_timeout=0.8, uvicorn={"http": http}) as served:
+        with served.connect() as wire:
+            served.server.shutdown()
+            until(lambda: drained(served))
+            wire.send(b"GET / HTTP/1.1\r\n")
+            assert wire.rest() == b""
+        assert served.stop(5).clean
+
+
 # The deadline
 
 

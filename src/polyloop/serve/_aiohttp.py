@@ -9,6 +9,7 @@ from aiohttp import WSCloseCode, web
 from aiohttp.abc import AbstractAccessLogger
 from aiohttp.typedefs import Handler
 
+from polyloop._core import _prims
 from polyloop._core._errors import ServerStartError
 from polyloop.serve._access_log import AccessLog, LoopLog
 from polyloop.serve._asgi import NAMED, Health
@@ -17,6 +18,9 @@ from polyloop.serve._station import ProtocolFactory
 
 #: Seconds that aiohttp gets for what is left of its connections when the drain is over.
 _LAST_STEPS = 0.5
+
+_TAKEN = web.AppKey("polyloop.taken", bool)
+_taking = _prims.Lock()  # guards _TAKEN, of all applications
 
 
 class _Runner(web.AppRunner):
@@ -41,7 +45,11 @@ class _AccessLogger(AbstractAccessLogger):
 
 
 class AiohttpEngine:
-    """aiohttp on one loop; see ``Engine``."""
+    """aiohttp on one loop; see ``Engine``.
+
+    aiohttp does not tell whether a part of a request's head has come. So in the drain a connection has ``IDLE_GRACE``
+    for a whole head, also where it has begun one.
+    """
 
     def __init__(
         self,
@@ -64,7 +72,7 @@ class AiohttpEngine:
         self._draining = False
         self._answered = 0
         self._in_flight: dict[asyncio.Task[Any], web.Request] = {}  # changed by the loop's thread, read by anyone
-        self._last: dict[Any, object] = {}  # of each connection its last request; the loop's thread
+        self._last: dict[Any, object] = {}  # of each connection a mark of its last request; the loop's thread
         self._websockets = weakref.WeakSet[web.WebSocketResponse]()  # those that are open; the loop's thread
         self._waiting = Waiting[Any]()
         self._ticker: asyncio.Task[None] | None = None
@@ -93,6 +101,7 @@ class AiohttpEngine:
             raise ServerStartError(f"the factory {self._factory!r} could not make the application: {exc!r}") from exc
         if not isinstance(app, web.Application):
             raise ServerStartError(f"the factory {self._factory!r} must make an aiohttp.web.Application, got {app!r}")
+        _take(app, self._factory)
 
         @web.middleware
         async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -131,7 +140,7 @@ class AiohttpEngine:
         task = asyncio.current_task()
         assert task is not None
         self._in_flight[task] = request
-        self._last[request.protocol] = request
+        self._last[request.protocol] = object()  # not the request, and its body, until there is another
         try:
             return await handler(request)
         finally:
@@ -187,7 +196,7 @@ class AiohttpEngine:
                 task.cancel()
 
     def _idle(self) -> dict[Any, object]:
-        """Connections without a request that is handled, or an answer that is sent; each with its last request."""
+        """Connections without a request that is handled, or an answer that is sent; each with the mark of its last."""
         busy = {request.protocol for request in self._in_flight.values()}
         return {
             one: self._last.get(one)
@@ -212,6 +221,19 @@ class AiohttpEngine:
             if self._log is not None:
                 self._log.close()
         return None
+
+
+def _take(app: web.Application, factory: object) -> None:
+    """Refuse an application that another loop, or anybody else, has or had: aiohttp says it in words of its own."""
+    with _taking:
+        taken = app.frozen or _TAKEN in app
+        if not taken:
+            app[_TAKEN] = True
+    if taken:
+        raise ServerStartError(
+            f"the factory {factory!r} must make a new application on each loop, since aiohttp ties each to one;"
+            f" it returned {app!r} again"
+        )
 
 
 def _describe(request: web.Request) -> str:

@@ -153,4 +153,6 @@ def describe(scope: Scope) -> str:
     """A request in words."""
     client = scope.get("client")
     whom = f" for {client[0]}:{client[1]}" if client else ""
+    if not whom.isprintable():  # the host is a header's text where proxies are trusted
+        whom = whom.encode("unicode_escape").decode("ascii")
     return f"{scope.get('method', 'websocket')} {scope['path']!r}{whom}"

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-#: Seconds that a connection without a request is kept while the server drains: a request may be on its way.
+#: Seconds that a connection without a request, or any byte of one, is kept while the server drains: one may be on its
+#: way.
 IDLE_GRACE = 0.5
 
 #: Seconds between two looks at the connections: of a server that serves, and of one that drains.

@@ -6,6 +6,7 @@ accepts by itself. The objects of two loops share nothing but what the applicati
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from polyloop.serve._accepted import logger
 from polyloop.serve._asgi import LAST_ANSWER, Gate, Health, Send, describe
 from polyloop.serve._idle import DRAIN_LOOK, IDLE_GRACE, LOOK, Waiting
 from polyloop.serve._station import ProtocolFactory
+from polyloop.serve._uvicorn_settings import bounded
 
 if TYPE_CHECKING:
     import uvicorn
@@ -54,6 +56,7 @@ class UvicornEngine:
         self._log: LoopLog | None = None
         self._ticker: asyncio.Task[None] | None = None
         self._waiting = Waiting[Any]()
+        self._half_heads = Waiting[Any]()  # while it drains
 
     @property
     def requests(self) -> int:
@@ -73,7 +76,7 @@ class UvicornEngine:
         config.loaded_app = gate
         server = self._server = _server_of(config)
         self._gate = gate
-        await server.on_tick(0)
+        await self._set_date()
         try:
             await server.lifespan.startup()
             if server.lifespan.should_exit:
@@ -123,11 +126,13 @@ class UvicornEngine:
         return app
 
     def _protocol_factory(self, config: "uvicorn.Config", loop: asyncio.AbstractEventLoop) -> ProtocolFactory:
-        make: Any = config.http_protocol_class
+        make = bounded(config.http_protocol_class)
         state, app_state, log = self._server.server_state, self._server.lifespan.state, self._log
+        own_logger = _OwnLogger("uvicorn.error")
 
         def protocol() -> asyncio.BaseProtocol:
             made = make(config=config, server_state=state, app_state=app_state, _loop=loop)
+            made.logger = own_logger
             made.access_log = log is not None  # instead of the logger that all loops share, and its lock
             made.access_logger = log
             connection: asyncio.BaseProtocol = made
@@ -142,10 +147,16 @@ class UvicornEngine:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(LOOK)
-            await self._server.on_tick(0)
+            await self._set_date()
             if self._head_timeout is not None:
                 for connection in self._late_heads(loop.time(), self._head_timeout):
                     connection.transport.close()
+
+    async def _set_date(self) -> None:
+        """Set the headers that all answers carry: objects of this loop, since uvicorn's are constants of its code."""
+        await self._server.on_tick(0)
+        state = self._server.server_state
+        state.default_headers = [(_own(name), _own(value)) for name, value in state.default_headers]
 
     def _connections(self) -> list[Any]:
         """uvicorn's protocols of the connections that are open, of whatever class."""
@@ -188,7 +199,7 @@ class UvicornEngine:
         while state.connections or state.tasks or connections():
             open_ones = self._connections()
             idle: dict[Any, object] = {one: one.cycle for one in open_ones if _is_idle(one)}
-            for connection in self._waiting.late(loop.time(), idle, IDLE_GRACE):
+            for connection in self._late_in_drain(loop.time(), idle):
                 connection.shutdown()
             for connection in open_ones:
                 # A WebSocket's other end is told that the service restarts (1012), when it has shaken hands.
@@ -196,6 +207,15 @@ class UvicornEngine:
                     told.add(connection)
                     connection.shutdown()
             await asyncio.sleep(DRAIN_LOOK)
+
+    def _late_in_drain(self, now: float, idle: dict[Any, object]) -> list[Any]:
+        """Connections on which nothing comes, or too slowly: a head that has begun has the time that it always has."""
+        silent = {one: cycle for one, cycle in idle.items() if not _is_asking(one)}
+        asking = {one: cycle for one, cycle in idle.items() if one not in silent}
+        late = self._waiting.late(now, silent, IDLE_GRACE)
+        if self._head_timeout is not None:
+            late += self._half_heads.late(now, asking, self._head_timeout)
+        return late
 
     def cut(self) -> list[str]:
         """Cancel the requests that are still in flight."""
@@ -233,6 +253,30 @@ def _server_of(config: "uvicorn.Config") -> "uvicorn.Server":
     return server
 
 
+# On a free-threaded build an object that the threads of all loops use in each request makes them wait for the cache
+# line of its reference count: some 50 ns each time. What uvicorn shares and is easily had once for each loop is these
+# two: a sixth of all such accesses of a small request (benchmarks/http.py).
+
+
+def _own(data: bytes) -> bytes:
+    """A copy: ``bytes(data)`` would be the same object."""
+    return bytes(bytearray(data))
+
+
+class _OwnLogger(logging.Logger):
+    """A logger of one loop, which leaves everything but its own being there to the one of the same name."""
+
+    def __init__(self, name: str) -> None:
+        self._shared = logging.getLogger(name)
+        super().__init__(name, self._shared.getEffectiveLevel())
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name is logging's
+        return self._shared.isEnabledFor(level)
+
+    def handle(self, record: logging.LogRecord) -> None:
+        self._shared.handle(record)
+
+
 def _is_http(connection: Any) -> bool:
     """Whether this is one of uvicorn's protocols for HTTP, rather than for WebSockets."""
     return hasattr(connection, "cycle")
@@ -251,8 +295,14 @@ def _has_shaken_hands(connection: Any) -> bool:
 
 def _is_pipelined(connection: Any) -> bool:
     """Whether a client has sent further requests without waiting for the answer to the one before."""
-    if getattr(connection, "pipeline", None):  # httptools: parsed requests
-        return True
+    return bool(getattr(connection, "pipeline", None)) or _is_asking(connection)  # httptools: parsed requests
+
+
+def _is_asking(connection: Any) -> bool:
+    """Whether a part of the next request's head has come."""
+    begun: bool | None = getattr(connection, "head_begun", None)
+    if begun is not None:  # httptools
+        return begun
     conn = getattr(connection, "conn", None)  # h11: bytes that are not looked at yet
     return conn is not None and bool(conn.trailing_data[0])
 

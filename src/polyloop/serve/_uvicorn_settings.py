@@ -1,5 +1,7 @@
 """Which settings of uvicorn a user may make."""
 
+import contextlib
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +28,8 @@ _OURS = frozenset(
     | {"timeout_notify", "limit_max_requests_jitter", "timeout_worker_healthcheck", "http2"}
 )
 
+_HTTPTOOLS = "polyloop.serve._httptools"
+
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse settings of uvicorn that are not its to decide here.
@@ -47,3 +51,13 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             )
         if name not in known:
             raise TypeError(f"uvicorn={{{name!r}: {value!r}}}: uvicorn {uvicorn.__version__} has no such setting")
+    if settings.get("http", "auto") in ("auto", "httptools"):
+        with contextlib.suppress(ImportError):  # no httptools: h11 then, or uvicorn's own refusal
+            importlib.import_module(_HTTPTOOLS)  # now: better a class is made before there are threads
+
+
+def bounded(protocol: Any) -> Any:
+    """The protocol class to use in place of one of uvicorn's: the same, but that every one bounds a request's head."""
+    if (protocol.__module__, protocol.__qualname__) != ("uvicorn.protocols.http.httptools_impl", "HttpToolsProtocol"):
+        return protocol
+    return importlib.import_module(_HTTPTOOLS).BoundedHttpTools
