@@ -201,7 +201,7 @@ def _map_panels(reports: Reports) -> list[Panel]:
 def _http_panels(reports: Reports) -> list[Panel]:
     report = reports["http"]
     names = {"1 loop": http.ONE_LOOP, "2 loops": http.LOOPS, "uvicorn": "uvicorn", "2 workers": http.WORKERS}
-    names |= {"2 uvicorns": http.TWO, "granian": http.GRANIAN}
+    names |= {"twice": http.TWICE, "granian": http.GRANIAN}
     panels: list[Panel] = []
     for case, title, unit in (
         (http.COMPUTES, "Requests that compute for 1 ms", "requests/s"),

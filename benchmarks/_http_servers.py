@@ -8,6 +8,7 @@ protocol: the ones that it makes for several workers do not, so asyncio leaves T
 
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -53,6 +54,25 @@ def _uvicorn_workers(sock: socket.socket) -> None:
     Multiprocess(config, sockets=[sock]).run()
 
 
+def _uvicorn_twice(sock: socket.socket) -> None:
+    """Two processes without anything above them, whose connections the kernel spreads: to their own sockets."""
+    address = sock.getsockname()
+    sock.close()
+    first, second = (_own_listener(address) for _ in range(WORKERS))
+    command = [sys.executable, "-m", "benchmarks._http_servers", "uvicorn", str(second.fileno())]
+    subprocess.Popen(command, pass_fds=[second.fileno()])  # who stops this one stops that too
+    second.close()
+    _uvicorn(first)
+
+
+def _own_listener(address: tuple[str, int]) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(address)
+    return sock
+
+
 def _granian(sock: socket.socket) -> None:
     host, port = sock.getsockname()
     sock.close()  # it makes its own
@@ -68,6 +88,7 @@ SERVERS: dict[str, Serve] = {
     "polyloop, 2 loops, access log": _polyloop_log,
     "uvicorn": _uvicorn,
     "uvicorn, 2 workers": _uvicorn_workers,
+    "uvicorn twice, reuse_port": _uvicorn_twice,
     "granian, 2 threads": _granian,
 }
 

@@ -155,13 +155,13 @@ def test_web_servers_are_compared_and_drawn(tmp_path: Path, monkeypatch: pytest.
     """Each route has its rates, and the goals are there; without the servers."""
     turn = http.Turn(dict.fromkeys(http.ROUTES, _http_load.Load(1000, 1.5, 3.0)), 50)
     monkeypatch.setattr(http, "wrk_missing", lambda: None)
-    monkeypatch.setattr(http, "_turn", lambda servers: turn)
+    monkeypatch.setattr(http, "_turn", lambda name: turn)
     report = BENCHMARKS["http"](1)
     assert report.figures[f"{http.COMPUTES}: {http.LOOPS}"] == 1000
     assert len(report.goals) == 4
     table, chart = _figures.write(tmp_path, {"http": report}, 1)
     assert (table.name, chart.name) == ("http.txt", "http.svg")
-    assert f"| {http.TWO} |" in table.read_text()
+    assert f"| {http.TWICE} |" in table.read_text()
 
 
 @pytest.mark.skipif(_http_load.wrk_missing() is not None, reason="needs wrk")
@@ -170,7 +170,7 @@ def test_a_web_server_is_loaded_and_weighed(monkeypatch: pytest.MonkeyPatch) -> 
     pytest.importorskip("httptools")
     monkeypatch.setattr(http, "SECONDS", 1)
     monkeypatch.setattr(http, "ROUTES", {http.COMPUTES: http.ROUTES[http.COMPUTES]})
-    turn = http._turn((http.LOOPS,))
+    turn = http._turn(http.LOOPS)
     assert turn.loads[http.COMPUTES].rate > 1
     assert turn.mebibytes > 5
 
