@@ -19,8 +19,10 @@ compile test pyproject.toml --group test --extra cli
 compile bench pyproject.toml --group bench --extra cli --extra bench --constraints requirements/test.txt
 compile dask pyproject.toml --group dask --constraints requirements/bench.txt --constraints requirements/test.txt
 compile http pyproject.toml --group http --constraints requirements/bench.txt --constraints requirements/test.txt
+compile clients pyproject.toml --group clients --constraints requirements/test.txt
+compile greenlet pyproject.toml --group greenlet
 compile loops pyproject.toml --extra uvloop --extra rloop
 compile docs pyproject.toml --group docs --constraints requirements/bench.txt --constraints requirements/test.txt
-compile lint pyproject.toml --group lint --group test --extra cli --extra bench \
-  --constraints requirements/bench.txt --constraints requirements/docs.txt
+compile lint pyproject.toml --group lint --group test --group clients --extra cli --extra bench \
+  --constraints requirements/bench.txt --constraints requirements/clients.txt --constraints requirements/docs.txt
 compile uv pyproject.toml --group uv

@@ -24,6 +24,8 @@ _POOL_THREADS = "polyloop-thread-"
 #: What a descriptor of an event loop or of a connection links to in /proc/self/fd.
 _KINDS = ("socket:", "anon_inode:[eventpoll]", "anon_inode:[eventfd]")
 
+_kept: set[str] = set()  # links of descriptors that outlive their test on purpose
+
 _DESTROYED = "was destroyed but it is pending"
 
 _loops: "weakref.WeakSet[asyncio.AbstractEventLoop]" = weakref.WeakSet()  # every loop made since install()
@@ -55,6 +57,12 @@ def install() -> None:
 
     setattr(asyncio.BaseEventLoop, "__init__", init)  # noqa: B010 - assigning to a method is what types forbid
     logging.getLogger("asyncio").addHandler(_destroyed)
+
+
+def keep(descriptor: int) -> None:
+    """Take a descriptor for one of the whole session's, though a test has opened it."""
+    with contextlib.suppress(OSError):
+        _kept.add(os.readlink(f"/proc/self/fd/{descriptor}"))
 
 
 def threads_that_hold_the_process() -> list[threading.Thread]:
@@ -100,7 +108,7 @@ class Snapshot:
 
     def _leaked_descriptors(self) -> Iterator[str]:
         for number, link in _descriptors().items():
-            if self._descriptors.get(number) != link:
+            if self._descriptors.get(number) != link and link not in _kept:
                 yield f"descriptor {number} ({link}) was not closed: {_owner(number)}"
 
 

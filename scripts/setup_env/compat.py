@@ -27,11 +27,14 @@ from .uv import Uv
 
 ANY_WITH_GIL = "gil"
 _UNPACKED_INSTEAD = "3.14"  # for ANY_WITH_GIL where the machine has none
-_GROUPS = [REQUIREMENTS / f"{group}.txt" for group in ("test", "bench", "dask")]
-_PYTEST = ["-m", "pytest", "-q", "-m", "not stress and not slow", "-p", "no:cacheprovider"]
+_GROUPS = [REQUIREMENTS / f"{group}.txt" for group in ("test", "bench", "dask", "clients", "greenlet")]
+_FAST = "not stress and not slow"
+_UNPACKED_FAST = f"{_FAST} and not services"  # the root has no PostgreSQL and no Redis
+_PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m"]
 
-# Beside Python itself: a shell and its tools for tests that start programs, and names for hosts and users.
-_ROOT_PACKAGES = ["base-files", "coreutils", "dash", "netbase", "procps"]
+# Beside Python itself: a shell and its tools for tests that start programs, names for hosts and users, the libraries of
+# psycopg and greenlet, and what finds libraries.
+_ROOT_PACKAGES = ["base-files", "coreutils", "dash", "libc-bin", "libpq5", "libstdc++6", "netbase", "procps"]
 
 # Own mount namespace: the mounts are gone with the last process in it, even if we are killed.
 _ENTER = r"""
@@ -85,7 +88,7 @@ def _run_local(uv: Uv, interpreter: Interpreter, extra: Sequence[str]) -> bool:
         uv("venv", "--quiet", "--python", interpreter.path, str(environment))
         python = environment / "bin" / "python"
         install_pinned(uv, python, _GROUPS)
-        return _timed([str(python), *_PYTEST, *extra], cwd=ROOT)
+        return _timed([str(python), *_PYTEST, _FAST, *extra], cwd=ROOT)
 
 
 def _run_unpacked(uv: Uv, version: str, extra: Sequence[str]) -> bool:
@@ -99,7 +102,7 @@ def _run_unpacked(uv: Uv, version: str, extra: Sequence[str]) -> bool:
         _copy_checkout(root / "checkout")
         _install_packages(uv, root, version)
         note(f"ready after {time.monotonic() - started:.0f} s")
-        return _timed([*_inside(root), "/opt/venv/bin/python", *_PYTEST, *extra])
+        return _timed([*_inside(root), "/opt/venv/bin/python", *_PYTEST, _UNPACKED_FAST, *extra])
 
 
 def _unpack_python(folder: Path, root: Path, version: str) -> None:
@@ -146,6 +149,7 @@ def _copy_checkout(target: Path) -> None:
 
 def _install_packages(uv: Uv, root: Path, version: str) -> None:
     """Put the pinned packages into the root with this machine's uv, so that the root itself needs no network."""
+    run([*_inside(root), "/usr/sbin/ldconfig"])
     run([*_inside(root), f"/usr/bin/python{version}", "-m", "venv", "--without-pip", "/opt/venv"])
     site = root / "opt" / "venv" / "lib" / f"python{version}" / "site-packages"
     # The wheels are chosen for this Python's ABI: that of .venv, which uv would ask, may be the free-threaded one.
