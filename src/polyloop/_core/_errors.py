@@ -144,6 +144,28 @@ class ServerStartError(PolyloopError, RuntimeError):
     """A server could not start: its application could not be made, or refused to start. Nothing is left running."""
 
 
+class PoolClosedError(PolyloopError, RuntimeError):
+    """The pool is draining or closed, and lends nothing more."""
+
+
+class PoolBusyError(PolyloopError, RuntimeError):
+    """As many callers wait for the pool as it lets wait: ``max_waiting``. Nothing was taken."""
+
+
+class ForeignLoopError(PolyloopError, RuntimeError):
+    """Something that belongs to one loop was used on another.
+
+    Attributes:
+        owner: Name of the loop that it belongs to.
+        user: Name of the loop, or of the thread without one, that used it.
+        made_at: Where it was made: file, line and function; empty where that is not known.
+    """
+
+    owner = ""
+    user = ""
+    made_at = ""
+
+
 class GilEnabledWarning(RuntimeWarning):
     """The GIL of a free-threaded interpreter was switched on, so loops no longer run in parallel."""
 

@@ -10,7 +10,7 @@ import contextvars
 import logging
 import weakref
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from polyloop._core import _prims
@@ -50,6 +50,7 @@ class Port:
         self.pinned: deque[TaskHandle[Any]] = deque()
         self._starter = self._start_next  # bound once: a bound method for each post would be garbage for the collector
         self._refusal: BaseException | None = None  # why nothing starts here any more; set before the last sweep
+        self._mourners: deque[Callable[[], object]] = deque()  # told of the end; each popped by whoever calls it
         # For callbacks of ours that need no variables: entered by this thread only. A shared one would raise
         # "cannot enter context" when two threads enter it at once.
         self.context = contextvars.Context()
@@ -97,6 +98,36 @@ class Port:
         refusal = self._refusal
         assert refusal is not None
         handle._refuse(copy_exception(refusal))
+
+    def when_ended(self, tell: Callable[[], object]) -> None:
+        """Call ``tell`` once when nothing will run on this loop any more; at once if it has ended already.
+
+        Args:
+            tell: Called on any thread, finalisers included, so it waits for nothing and takes no lock that it may
+                interrupt. Must not raise.
+        Thread safety: any thread.
+        """
+        self._mourners.append(tell)
+        if self.mailbox.closed:  # read after the append, and set before the calls: one of the two sees the other
+            self._tell_mourners()
+
+    def forget(self, tell: Callable[[], object]) -> None:
+        """Undo ``when_ended``. Any thread."""
+        with contextlib.suppress(ValueError):
+            self._mourners.remove(tell)
+
+    def close_mailbox(self) -> None:
+        """Drop what is posted from now on, and tell those who wanted to know. Any thread, once the loop is lost."""
+        self.mailbox.close()
+        self._tell_mourners()
+
+    def _tell_mourners(self) -> None:
+        while True:
+            try:
+                tell = self._mourners.popleft()
+            except IndexError:
+                return
+            tell()
 
     def is_current(self) -> bool:
         """Whether the caller runs on this loop's thread."""
@@ -154,7 +185,7 @@ class GuestPort(Port):
         """The loop was closed by its owner: nobody there waits, and nothing there ends any more. Any thread."""
         refusal = RuntimeClosedError(f"the {self.name} was closed before the task could start or end there")
         self._refusal = refusal
-        self.mailbox.close()
+        self.close_mailbox()
         self._refuse_pinned()
         while True:
             try:

@@ -383,7 +383,7 @@ class Worker(Port):
         """Complete every handle that this worker owns, and refuse what comes. Any thread, once the loop is lost."""
         self.close_doors(refusal)
         self.forsake()
-        self.mailbox.close()
+        self.close_mailbox()
 
     def abandon(self, refusal: BaseException) -> None:
         """Leave a worker behind whose thread is stuck; should it come back, it ends. Any thread."""

@@ -1,0 +1,230 @@
+"""What the desks of one pool share: the ledger under its lock, and the word to other desks that follows from a change.
+
+Theory. What is hot belongs to one loop: its *desk* has its own free list, its own loans and its own line of waiters,
+and only that loop's thread touches them. Shared is the ledger, which says how many permits each desk has and which
+desks need more; it is asked only when a desk has nothing idle, or somebody waits. The latter is said at each desk, in
+its ``alert``: a deque that holds a token while there are applications, or the pool is ending. One for all would be
+shared by what is hot; and the length of a deque is a sequentially consistent load.
+
+Why nobody is overlooked. A desk that gets a resource back puts it into its free list and *then* looks at its ``alert``.
+A desk whose waiter applies fills all of them and *then* looks at the lengths of the free lists. In every order one of
+the two sees the other: the owner gives a resource up by itself, or is told that somebody waits and looks again.
+
+Why nothing is lost with a loop. A desk lives until its port says that nothing will run there any more; what it held is
+written off then, and everything that was posted to it concerns nobody. That word may come from a finaliser, which may
+interrupt a thread that has the lock; so it goes through ``_dead``, which is emptied by whoever has the lock next.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from polyloop._core import _prims
+from polyloop._core._port import Port, logger
+from polyloop.pools._ledger import Ledger, Verdict
+from polyloop.pools._stats import Counters
+from polyloop.sync import Event
+
+if TYPE_CHECKING:
+    from polyloop.pools._desk import Desk, Ticket
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules[R]:
+    """What a pool was told when it was made; see ``ResourcePool``."""
+
+    create: Callable[[], Awaitable[R]]
+    close: Callable[[R], object]
+    check: Callable[[R], Awaitable[object]] | None
+    reset: Callable[[R], Awaitable[object]] | None
+    is_closed: Callable[[R], bool] | None
+    max_size: int
+    min_idle: int
+    max_idle_time: float | None
+    max_lifetime: float | None
+    max_waiting: int | None
+    check_after: float
+    patience: float
+    upkeep_timeout: float
+    loop_bound: bool
+    name: str
+    made_at: str
+
+
+type State = Literal["open", "draining", "closing", "closed"]
+
+
+class Shared[R]:
+    """The ledger of a pool and its desks. ``_lock`` guards both; no code of users runs under it."""
+
+    def __init__(self, rules: Rules[R]) -> None:
+        self.rules = rules
+        # "open", then "draining" (who waits is served, nobody else) or "closing" (nobody is); written under the lock.
+        self.state: State = "open"
+        self._alert = False  # whether there is a token at each desk; under the lock
+        self.desks: dict[Port, Desk[R]] = {}  # entered and removed under the lock; read by anybody
+        self.empty = Event()  # set when nothing is left of a pool that is ending
+        self.past = Counters()  # of desks that are gone; under the lock
+        self._lock = _prims.Lock()
+        self._ledger: Ledger[Desk[R], Ticket[R]] = Ledger(rules.max_size, rules.patience if rules.loop_bound else 0.0)
+        self._dead: deque[Desk[R]] = deque()  # appended by any thread, also in finalisers; popped under the lock
+
+    @property
+    def size(self) -> int:
+        """Resources that there are, are being made or closed. Any thread."""
+        return self._ledger.permits - self._ledger.free
+
+    @property
+    def waiting(self) -> int:
+        """How many wait. Any thread."""
+        return self._ledger.waiting
+
+    def idle(self) -> int:
+        """How many lie idle. Any thread."""
+        return sum(len(desk.idle) for desk in list(self.desks.values()))
+
+    # What a desk says, on its loop's thread. Each is one step under the lock, and hands out what came free by it.
+
+    def apply(self, desk: "Desk[R]", ticket: "Ticket[R]") -> bool:
+        """A waiter comes to a desk; ``False`` if too many wait already. Loop thread of the desk."""
+        with self._lock:
+            most = self.rules.max_waiting
+            if most is not None and self._ledger.waiting >= most:
+                return False
+            self._ledger.apply(desk, ticket, ticket.at)
+            granted = self._settle_locked()
+            # After the alerts were filled: see the module's theory.
+            helpers = self._ledger.helpers(_spare, self.desks.values()) if self._ledger.crowded else ()
+        self._tell(granted)
+        for helper in helpers:
+            helper.balance_soon()
+        return True
+
+    def leave(self, desk: "Desk[R]", ticket: "Ticket[R]") -> None:
+        """A waiter gives up."""
+        with self._lock:
+            self._ledger.leave(desk, ticket)
+            granted = self._settle_locked()
+        self._tell(granted)
+
+    def decide(self, desk: "Desk[R]", first: "Ticket[R] | None", since: float) -> "tuple[Verdict, Desk[R] | None]":
+        """What a desk does with a resource that it has free; that is noted, too.
+
+        Args:
+            first: Its first waiter; it is served, if the verdict says so.
+        Returns:
+            The verdict, and whom to give it to if it moves as it is; else ``close`` was noted.
+        """
+        to: Desk[R] | None = None
+        own = None if first is None else first.at
+        with self._lock:
+            ledger = self._ledger
+            verdict = ledger.verdict(desk, own, since, _prims.monotonic())
+            if verdict.what == "serve" and first is not None:
+                ledger.leave(desk, first)
+            elif verdict.what == "give":
+                if not self.rules.loop_bound:
+                    to = ledger.move(desk)
+                if to is None:
+                    ledger.close(desk)
+            granted = self._settle_locked()
+        self._tell(granted)
+        return verdict, to
+
+    def fulfil(self, desk: "Desk[R]") -> None:
+        """A waiter is served by what was made for it."""
+        with self._lock:
+            self._ledger.fulfil(desk)
+
+    def failed(self, desk: "Desk[R]", fulfils: bool) -> None:
+        """A resource could not be made; ``fulfils`` says whether a waiter is told why."""
+        with self._lock:
+            if fulfils:
+                self._ledger.fulfil(desk)
+            self._ledger.freed(desk, closing=False)
+            granted = self._settle_locked()
+        self._tell(granted)
+
+    def take(self, desk: "Desk[R]", least: int | None = None) -> bool:
+        """A permit to make a resource that is to lie ready; if ``least`` is given, only if there are fewer."""
+        lent = sum(len(other.loans) for other in list(self.desks.values()))
+        with self._lock:
+            return (least is None or self.size - lent < least) and self._ledger.take(desk)
+
+    def close(self, desk: "Desk[R]") -> None:
+        """A resource is about to be closed; ``closed`` follows."""
+        with self._lock:
+            self._ledger.close(desk)
+
+    def closed(self, desk: "Desk[R]") -> None:
+        """It is closed."""
+        with self._lock:
+            self._ledger.freed(desk, closing=True)
+            granted = self._settle_locked()
+        self._tell(granted)
+
+    def bring(self, desk: "Desk[R]", to: "Desk[R]") -> bool:
+        """A resource that one desk has lent is returned to another; ``False`` if the one is gone."""
+        with self._lock:
+            return self._ledger.bring(desk, to)
+
+    def enter(self, desk: "Desk[R]") -> None:
+        """A new desk."""
+        with self._lock:
+            self.desks[desk.port] = desk
+            if self._alert:
+                desk.alert.append(None)
+
+    def end(self, state: State) -> None:
+        """The pool is ending. Any thread."""
+        with self._lock:
+            self.state = state
+            granted = self._settle_locked()
+        self._tell(granted)
+
+    def _settle_locked(self) -> list["Desk[R]"]:
+        granted = self._ledger.grants()
+        alert = self._ledger.crowded or self.state != "open"
+        if alert is not self._alert:
+            self._alert = alert
+            for desk in self.desks.values():
+                if alert:
+                    desk.alert.append(None)
+                else:
+                    desk.alert.clear()
+        return granted
+
+    def _tell(self, granted: list["Desk[R]"]) -> None:
+        for desk in granted:
+            desk.create_soon()
+        if self.state != "open" and not self.size:
+            self.empty.set()
+        if self._dead:
+            self._bury()
+
+    def lost(self, desk: "Desk[R]") -> None:
+        """A desk's loop is gone. Any thread, finalisers included."""
+        self._dead.append(desk)
+        self._bury()
+
+    def _bury(self) -> None:
+        # Whoever had the lock looks at _dead after releasing it: in every order one of the two finds the desk.
+        while self._dead and self._lock.acquire(blocking=False):
+            try:
+                desk = self._dead.popleft() if self._dead else None
+                held = 0
+                if desk is not None and self.desks.pop(desk.port, None) is not None:
+                    held = self._ledger.lose(desk)
+                    desk.counts.lost += held
+                    self.past.add(desk.counts)
+                granted = self._settle_locked()
+            finally:
+                self._lock.release()
+            if held and desk is not None:
+                logger.warning("polyloop: %r ended with %d resources of pool %r", desk.port, held, self.rules.name)
+            self._tell(granted)
+
+
+def _spare(desk: "Desk[Any]") -> int:
+    return len(desk.idle)
