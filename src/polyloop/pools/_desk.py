@@ -81,6 +81,7 @@ class Desk[R]:
         self._line: OrderedDict[Ticket[R], None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._look_at: asyncio.TimerHandle | None = None  # when to look again whether to give something up
+        self._retry: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._expires = rules.max_idle_time is not None or rules.max_lifetime is not None
         self._looks = rules.check is not None or rules.is_closed is not None
@@ -104,17 +105,15 @@ class Desk[R]:
         """Take an idle resource, or wait for one; see ``ResourcePool.acquire``."""
         rules = self.rules
         while True:
-            if self.idle and not self._line and not self.alert:
-                slot = self.idle.pop()
-            else:
-                slot = await self._wait()
+            from_idle = self.idle and not self._line and not self.alert
+            slot = self.idle.pop() if from_idle else await self._wait()
             slot.holder = holder
             self.loans[id(slot.resource)] = slot
-            now = _monotonic()
             if rules.is_closed is not None and rules.is_closed(slot.resource):
-                self._take_back(slot)
-                self._discard(slot, "broken")
-            elif rules.check is None or now - slot.idle_since < rules.check_after or await self._passes(slot):
+                self.drop(slot)
+                continue
+            to_check = from_idle and rules.check is not None and _monotonic() - slot.idle_since >= rules.check_after
+            if not to_check or await self._passes(slot):
                 self.counts.loans += 1
                 return slot
 
@@ -128,8 +127,8 @@ class Desk[R]:
         except Exception as exc:
             logger.debug("polyloop: pool %r: a resource failed its check: %r", self.rules.name, exc)
         finally:  # a cancelled check leaves it in a state that nobody knows
-            if not passed and self._take_back(slot):
-                self._discard(slot, "broken")
+            if not passed:
+                self.drop(slot)
         return passed and slot.holder is not None
 
     async def _wait(self) -> Slot[R]:
@@ -291,11 +290,11 @@ class Desk[R]:
     def _arrived(self, slot: Slot[R]) -> None:
         """A permit that was granted for somebody here has brought a resource."""
         first = self._first()
+        self.shared.fulfil(self, first)
         if first is None:
             self._stock(slot)
-            return
-        self.shared.fulfil(self)
-        self._serve(first, slot)
+        else:
+            self._serve(first, slot)
 
     # Making
 
@@ -348,7 +347,7 @@ class Desk[R]:
     def _could_not_create(self, exc: BaseException, ready: "asyncio.Future[Exception | None] | None") -> None:
         self.counts.failed += 1
         first = self._first() if ready is None else None
-        self.shared.failed(self, fulfils=first is not None)
+        self.shared.failed(self, first, granted=ready is None)
         if isinstance(exc, Exception):
             error = exc
         else:
@@ -365,18 +364,17 @@ class Desk[R]:
 
     def _keep_ready(self) -> None:
         """Make what is missing of ``min_idle``."""
-        rules = self.rules
-        if (
-            rules.min_idle
-            and self.shared.state == "open"
-            and not self._ending
-            and self.shared.take(self, rules.min_idle)
-        ):
-            self._start_create(rules.made_at, self.port.loop.create_future())
+        least = self.rules.min_idle
+        if least and self.shared.state == "open" and not self._ending and self.shared.take(self, least):
+            self._start_create(self.rules.made_at, self.port.loop.create_future())
 
     def _ready_later(self) -> None:
-        if self.rules.min_idle and not self._ending:
-            self.port.loop.call_later(_RETRY, self._keep_ready, context=self.port.context)
+        if self.rules.min_idle and self._retry is None:
+            self._retry = self.port.loop.call_later(_RETRY, self._ready_again, context=self.port.context)
+
+    def _ready_again(self) -> None:
+        self._retry = None
+        self._keep_ready()
 
     # Closing
 
@@ -478,7 +476,7 @@ class Desk[R]:
 
     def leave(self) -> None:
         """The pool is closed: this loop need not tell of its end."""
-        for timer in (self._look_at, self._expiry):
+        for timer in (self._look_at, self._expiry, self._retry):
             if timer is not None:
                 timer.cancel()
         self.end.dismiss()

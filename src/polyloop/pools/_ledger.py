@@ -35,7 +35,7 @@ _SERVE, _GIVE, _KEEP = Verdict("serve"), Verdict("give"), Verdict("keep")
 class Ledger[D: Hashable, T: Hashable]:
     """The permits of one pool, and the applications for them. Not safe for threads.
 
-    For each desk: as many applications as it has waiters that are not covered, and those are its latest.
+    For each desk: as many applications as it has more waiters than grants, and those are of its latest.
 
     Args:
         permits: How many there are.
@@ -52,6 +52,7 @@ class Ledger[D: Hashable, T: Hashable]:
         self._coming = 0  # their sum
         self._applied: dict[D, OrderedDict[T, float]] = {}  # by desk, oldest first: when each ticket came
         self._waiting: dict[D, int] = {}  # by desk
+        self._granted: dict[D, int] = {}  # by desk: permits granted to its waiters that have brought nothing yet
 
     @property
     def crowded(self) -> bool:
@@ -66,31 +67,38 @@ class Ledger[D: Hashable, T: Hashable]:
 
     def apply(self, desk: D, ticket: T, at: float) -> None:
         """A waiter comes to a desk that has nothing for it."""
-        self._applied.setdefault(desk, OrderedDict())[ticket] = at
-        self._waiting[desk] = self._waiting.get(desk, 0) + 1
+        waiting = self._waiting.get(desk, 0)
+        self._waiting[desk] = waiting + 1
         self.waiting += 1
+        if waiting >= self._granted.get(desk, 0):  # else one has left for whom something is on its way
+            self._applied.setdefault(desk, OrderedDict())[ticket] = at
 
     def leave(self, desk: D, ticket: T) -> None:
         """It was served by what came back to the desk, or gave up. If it was covered, the next one is instead."""
-        self._one_less(desk)
+        if desk not in self._waiting:  # it was lost
+            return
+        self.waiting -= 1
+        self._count(self._waiting, desk, -1)
         applied = self._applied.get(desk)
         if applied is not None:
-            if applied.pop(ticket, None) is None:
+            most = self._waiting.get(desk, 0) - self._granted.get(desk, 0)
+            if applied.pop(ticket, None) is None and len(applied) > most:
                 applied.popitem(last=False)
             if not applied:
                 del self._applied[desk]
 
-    def fulfil(self, desk: D) -> None:
-        """A waiter of the desk was served by what was made with a granted permit, or told why that failed."""
-        self._one_less(desk)
+    def fulfil(self, desk: D, ticket: T | None) -> None:
+        """A granted permit has brought a resource, or an error, which goes to ``ticket`` if somebody still waits."""
+        if desk in self._granted:  # else it was lost
+            self._count(self._granted, desk, -1)
+            if ticket is not None:
+                self.leave(desk, ticket)
 
-    def _one_less(self, desk: D) -> None:
-        if desk not in self._waiting:  # it was lost
-            return
-        self.waiting -= 1
-        self._waiting[desk] -= 1
-        if not self._waiting[desk]:
-            del self._waiting[desk]
+    @staticmethod
+    def _count(counts: dict[D, int], desk: D, change: int) -> None:
+        counts[desk] = counts.get(desk, 0) + change
+        if not counts[desk]:
+            del counts[desk]
 
     # Permits
 
@@ -116,16 +124,16 @@ class Ledger[D: Hashable, T: Hashable]:
         if desk not in self._held:  # it was lost
             return
         if closing:
-            self._closing[desk] -= 1
+            self._count(self._closing, desk, -1)
             self._coming -= 1
-        self._lower(desk)
+        self._count(self._held, desk, -1)
         self.free += 1
 
     def close(self, desk: D) -> None:
         """The desk begins to close a resource; ``freed`` follows."""
         if desk not in self._held:  # it was lost
             return
-        self._closing[desk] = self._closing.get(desk, 0) + 1
+        self._count(self._closing, desk, 1)
         self._coming += 1
 
     def move(self, desk: D) -> D | None:
@@ -142,8 +150,8 @@ class Ledger[D: Hashable, T: Hashable]:
         """A resource of one desk comes to another; ``False`` if the one was lost."""
         if desk not in self._held:
             return False
-        self._lower(desk)
-        self._held[to] = self._held.get(to, 0) + 1
+        self._count(self._held, desk, -1)
+        self._count(self._held, to, 1)
         return True
 
     def lose(self, desk: D) -> int:
@@ -152,17 +160,13 @@ class Ledger[D: Hashable, T: Hashable]:
         self.free += held
         self._coming -= self._closing.pop(desk, 0)
         self.waiting -= self._waiting.pop(desk, 0)
+        self._granted.pop(desk, None)
         self._applied.pop(desk, None)
         return held
 
     def _grant(self, desk: D) -> None:
         self.free -= 1
-        self._held[desk] = self._held.get(desk, 0) + 1
-
-    def _lower(self, desk: D) -> None:
-        self._held[desk] -= 1
-        if not self._held[desk]:
-            del self._held[desk]
+        self._count(self._held, desk, 1)
 
     def _oldest(self, desks: "Iterator[D] | list[D] | dict[D, OrderedDict[T, float]]") -> D:
         return min(desks, key=lambda desk: next(iter(self._applied[desk].values())))
@@ -172,6 +176,7 @@ class Ledger[D: Hashable, T: Hashable]:
         applied.popitem(last=False)
         if not applied:
             del self._applied[desk]
+        self._count(self._granted, desk, 1)
 
     # Sharing
 

@@ -132,19 +132,19 @@ class Shared[R]:
         self._tell(granted)
         return verdict, to
 
-    def fulfil(self, desk: "Desk[R]") -> None:
-        """A waiter is served by what was made for it."""
+    def fulfil(self, desk: "Desk[R]", first: "Ticket[R] | None") -> None:
+        """What was made for a waiter is here; it goes to the first, if one still waits."""
         with self._lock:
-            self._ledger.fulfil(desk)
+            self._ledger.fulfil(desk, first)
 
-    def failed(self, desk: "Desk[R]", fulfils: bool) -> None:
-        """A resource could not be made; ``fulfils`` says whether a waiter is told why."""
+    def failed(self, desk: "Desk[R]", first: "Ticket[R] | None", *, granted: bool) -> None:
+        """A resource could not be made, with a permit that was granted or one for later; the first is told why."""
         with self._lock:
-            if fulfils:
-                self._ledger.fulfil(desk)
+            if granted:
+                self._ledger.fulfil(desk, first)
             self._ledger.freed(desk, closing=False)
-            granted = self._settle_locked()
-        self._tell(granted)
+            others = self._settle_locked()
+        self._tell(others)
 
     def take(self, desk: "Desk[R]", least: int | None = None) -> bool:
         """A permit to make a resource that is to lie ready; if ``least`` is given, only if there are fewer."""

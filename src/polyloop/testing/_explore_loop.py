@@ -111,6 +111,8 @@ class LoopThread[T]:
             task.cancel()
         if left:
             loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        if loop._asyncgens:  # type: ignore[attr-defined]  # else the loop would run for nothing
+            loop.run_until_complete(loop.shutdown_asyncgens())
         if loop.errors:
             context = loop.errors[0]
             raise RuntimeError(f"reported to the loop: {context.get('message')}") from context.get("exception")
