@@ -25,6 +25,7 @@ from polyloop.pools._loop_end import LoopEnd
 from polyloop.pools._shared import Shared
 from polyloop.pools._stats import Counters
 from polyloop.pools._where import Home, call_site, made_for
+from polyloop.sync import Event
 
 #: A lifetime is shortened by up to this share at random, so that what was made together is not made anew together.
 _JITTER = 0.1
@@ -456,6 +457,13 @@ class Desk[R]:
         if self.idle:
             self._arm_expiry()
 
+    def close_idle(self, done: Event) -> None:
+        """Close what lies idle now, though it could be lent, and say when that is done."""
+        before = set(self._tasks)
+        while self.idle:
+            self._discard(self.idle.popleft(), "closed")
+        self._start(_say_when_done(self._tasks - before, done), contextvars.Context(), "close what is idle of pool")
+
     # The end of the pool, or of the loop
 
     def shut(self) -> None:
@@ -492,3 +500,9 @@ class Desk[R]:
 
     def loop_lost(self) -> None:
         self.shared.lost(self)
+
+
+async def _say_when_done(tasks: "set[asyncio.Task[None]]", done: Event) -> None:
+    if tasks:
+        await asyncio.wait(tasks)
+    done.set()

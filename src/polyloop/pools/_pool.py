@@ -5,6 +5,7 @@ The parts: ``_ledger`` is the policy, ``_shared`` what all loops have in common,
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ from polyloop.pools._shared import Rules, Shared
 from polyloop.pools._stats import Counters, PoolStats
 from polyloop.pools._where import call_site
 from polyloop.runtime._current import running_runtime
+from polyloop.sync import Event
 
 #: How much longer than it may take to close a resource a pool waits for the loops that do it, in seconds.
 _GRACE = 1.0
@@ -280,6 +282,23 @@ class ResourcePool[R]:
                     logger.error("polyloop: %r is closed, but not what it has on %s", self, busy or "other loops")
             shared.end("closed")
             self._tell_desks(lambda desk: desk.leave())
+
+    async def close_idle(self) -> None:
+        """Close what lies idle now, on all loops; the pool stays open, and loans go on. Bounded.
+
+        Cancellation: the loops go on closing.
+        Thread safety: any loop, several at once.
+        """
+        waits: list[Event] = []
+        for desk in list(self._desks.values()):
+            waits.append(done := Event())
+            desk.port.post(desk.close_idle, done)
+            if desk.port.mailbox.closed:  # its loop has ended, and nobody would tell
+                waits.pop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._rules.upkeep_timeout + _GRACE):
+                for done in waits:
+                    await done.wait()
 
     def _tell_desks(self, what: Callable[[Desk[R]], object]) -> None:
         for desk in list(self._desks.values()):

@@ -13,11 +13,12 @@ from polyloop._core._port import Port, current_port
 #: Set where a resource is made: who wanted it.
 made_for: contextvars.ContextVar[str] = contextvars.ContextVar("made_for", default="")
 
-_NOT_THE_USERS = ("polyloop.", "asyncio.", "contextlib")
+#: Modules whose frames are passed over: ours, and of clients that call us.
+_NOT_THE_USERS = ("polyloop.", "asyncio.", "contextlib", "redis.", "sqlalchemy.")
 
 
 def call_site() -> str:
-    """The innermost frame that is neither polyloop's nor asyncio's: file, line and function."""
+    """The innermost frame that is not of polyloop, asyncio or a client: file, line and function."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if not str(frame.f_globals.get("__name__", "")).startswith(_NOT_THE_USERS):
