@@ -30,13 +30,19 @@ class Scene:
     async def create(self) -> list[int]:
         self.open += 1
         assert self.open <= self.most
-        await asyncio.sleep(0)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.open -= 1
+            raise
         return [next(self._numbers)]
 
     async def close(self, thing: list[int]) -> None:
         thing.clear()
-        await asyncio.sleep(0)
-        self.open -= 1
+        try:
+            await asyncio.sleep(0)
+        finally:  # cancelled with the loop, which ends amid this
+            self.open -= 1
 
     async def use(self) -> None:
         async with self.pool.acquire() as thing:

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal
 
 from polyloop._core import _prims
-from polyloop._core._errors import PoolBusyError, PoolClosedError, RuntimeClosedError
+from polyloop._core._errors import PoolClosedError, RuntimeClosedError
 from polyloop._core._port import logger
 from polyloop.pools._loop_end import LoopEnd
 from polyloop.pools._shared import Shared
@@ -133,18 +133,15 @@ class Desk[R]:
         return passed and slot.holder is not None
 
     async def _wait(self) -> Slot[R]:
-        self._refuse_at_the_end()
-        loop = self.port.loop
-        ticket: Ticket[R] = Ticket(_monotonic(), loop.create_future(), call_site())
+        if self._ending:
+            raise RuntimeClosedError(f"pool {self.rules.name!r} lends nothing on {self.port.name!r}, which is ending")
+        ticket: Ticket[R] = Ticket(_monotonic(), self.port.loop.create_future(), call_site())
         self._line[ticket] = None
-        if not self.shared.apply(self, ticket):
+        try:
+            self.shared.apply(self, ticket)
+        except BaseException:
             del self._line[ticket]
-            raise PoolBusyError(
-                f"{self.shared.waiting} callers wait for pool {self.rules.name!r} already, max_waiting="
-                f"{self.rules.max_waiting!r}; try again later, or raise max_size={self.rules.max_size!r}"
-            )
-        if self.shared.state == "closing":  # read after it was entered, and set before the desks are told
-            self.shut()
+            raise
         self.balance()
         try:
             outcome = await ticket.future
@@ -155,12 +152,6 @@ class Desk[R]:
             raise outcome
         self.counts.count_wait(_monotonic() - ticket.at)
         return outcome
-
-    def _refuse_at_the_end(self) -> None:
-        if self.shared.state != "open":
-            raise PoolClosedError(f"pool {self.rules.name!r} is {self.shared.state}; acquire before that")
-        if self._ending:
-            raise RuntimeClosedError(f"pool {self.rules.name!r} lends nothing on {self.port.name!r}, which is ending")
 
     def _give_up(self, ticket: Ticket[R]) -> None:
         """A waiter was cancelled, or closed with its coroutine: that may be on any thread."""
@@ -366,7 +357,7 @@ class Desk[R]:
     def _keep_ready(self) -> None:
         """Make what is missing of ``min_idle``."""
         least = self.rules.min_idle
-        if least and self.shared.state == "open" and not self._ending and self.shared.take(self, least):
+        if least and not self._ending and self.shared.take(self, least):
             self._start_create(self.rules.made_at, self.port.loop.create_future())
 
     def _ready_later(self) -> None:

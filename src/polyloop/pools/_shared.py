@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyloop._core import _prims
+from polyloop._core._errors import PoolBusyError, PoolClosedError
 from polyloop._core._port import Port, logger
 from polyloop.pools._ledger import Ledger, Verdict
 from polyloop.pools._stats import Counters
@@ -86,20 +87,36 @@ class Shared[R]:
 
     # What a desk says, on its loop's thread. Each is one step under the lock, and hands out what came free by it.
 
-    def apply(self, desk: "Desk[R]", ticket: "Ticket[R]") -> bool:
-        """A waiter comes to a desk; ``False`` if too many wait already. Loop thread of the desk."""
+    def apply(self, desk: "Desk[R]", ticket: "Ticket[R]") -> None:
+        """A waiter comes to a desk.
+
+        Raises:
+            PoolClosedError: the pool is ending. Told here, under the lock: who applied before is served or told.
+            PoolBusyError: too many wait already.
+        """
+        granted: list[Desk[R]] = []
+        helpers: list[Desk[R]] = []
         with self._lock:
-            most = self.rules.max_waiting
-            if most is not None and self._ledger.waiting >= most:
-                return False
-            self._ledger.apply(desk, ticket, ticket.at)
-            granted = self._settle_locked()
-            # After the alerts were filled: see the module's theory.
-            helpers = self._ledger.helpers(_spare, self.desks.values()) if self._ledger.crowded else ()
+            waiting, most, state = self._ledger.waiting, self.rules.max_waiting, self.state
+            admitted = state == "open" and (most is None or waiting < most)
+            if admitted:
+                self._ledger.apply(desk, ticket, ticket.at)
+                granted = self._settle_locked()
+                if self._ledger.crowded:  # after the alerts were filled: see the module's theory
+                    helpers = self._ledger.helpers(_spare, self.desks.values())
+        if not admitted:
+            self._refuse(state, waiting)
         self._tell(granted)
         for helper in helpers:
             helper.balance_soon()
-        return True
+
+    def _refuse(self, state: State, waiting: int) -> None:
+        if state != "open":
+            raise PoolClosedError(f"pool {self.rules.name!r} is {state}, and lends nothing more; acquire before that")
+        raise PoolBusyError(
+            f"{waiting} callers wait for pool {self.rules.name!r} already, max_waiting={self.rules.max_waiting!r};"
+            f" try again later, or raise max_size={self.rules.max_size!r}"
+        )
 
     def leave(self, desk: "Desk[R]", ticket: "Ticket[R]") -> None:
         """A waiter gives up."""
@@ -150,7 +167,8 @@ class Shared[R]:
         """A permit to make a resource that is to lie ready; if ``least`` is given, only if there are fewer."""
         lent = sum(len(other.loans) for other in list(self.desks.values()))
         with self._lock:
-            return (least is None or self.size - lent < least) and self._ledger.take(desk)
+            wanted = self.state == "open" and (least is None or self.size - lent < least)
+            return wanted and self._ledger.take(desk)
 
     def close(self, desk: "Desk[R]") -> None:
         """A resource is about to be closed; ``closed`` follows."""
