@@ -16,6 +16,9 @@ import socket
 #: How long a server may take to let go, in seconds; for one that is dead or busy with a long query. A guess.
 LIMIT = 3.0
 
+#: The first letter of the message by which PostgreSQL ends a session: an error that no query has caused.
+FAREWELL = b"E"
+
 _CHUNK = 65536
 
 
