@@ -139,9 +139,14 @@ class _Connector:
         return closed
 
     async def reset(self, connection: _Connection) -> None:
-        await self._reset_once(connection)
-        if connection.is_in_transaction():
-            # asyncpg looks for one before it waits for a query that is being cancelled, and that may have begun one.
+        try:
+            await self._reset_once(connection)
+            again = connection.is_in_transaction()
+        except _client.InFailedSQLTransactionError:
+            again = True
+        if again:
+            # asyncpg looks for a transaction before it waits for a query that is being cancelled, and that may have
+            # begun one. Now it knows.
             await self._reset_once(connection)
 
     async def _reset_once(self, connection: _Connection) -> None:
