@@ -26,13 +26,14 @@ class _Instance[T]:
         self.closed = Event()
         self.value: T | None = None  # before it is made, and when it was closed
         self.made = False
+        self._closing: asyncio.Task[None] | None = None
 
     def get(self) -> T:
         """The instance, made at the first call."""
         if not self.made:
             if self._end.passed or self.closed.is_set():
                 raise RuntimeClosedError(f"{self._holder!r} cannot make an instance: {self.port!r} is ending")
-            self.value = self._holder._factory()
+            self.value = self._holder._make_value()
             self.made = True
         return cast("T", self.value)
 
@@ -50,7 +51,10 @@ class _Instance[T]:
             self.loop_lost()
 
     def _start_close(self) -> None:
-        self._closing = self.port.loop.create_task(self._close_and_go(), name=f"close {self._holder!r}")
+        if self._closing is None and not self._end.passed:  # else it is being closed
+            self._closing = self.port.loop.create_task(
+                self._close_and_go(), name=f"close {self._holder!r}", context=contextvars.Context()
+            )
 
     async def _close_and_go(self) -> None:
         await self._close()
@@ -97,15 +101,17 @@ class _Holder[T]:
         instance = self._instances.get(port)
         if instance is None:
             instance = self._instances[port] = _Instance(self)
-            if (
-                self._is_closed()
-            ):  # read after it was entered, and set before aclose() looks: one of the two sees the other
+            # Read after it was entered, and set before aclose() looks: one of the two sees the other.
+            if self._is_closed():
                 instance.close_soon()
                 raise PoolClosedError(f"{self!r} was closed at this moment")
         return instance.get()
 
     def _is_closed(self) -> bool:
         return self._closed
+
+    def _make_value(self) -> T:
+        return self._factory()
 
     def _forget(self, instance: _Instance[T]) -> None:
         self._instances.pop(instance.port, None)
@@ -155,11 +161,19 @@ class PerLoop[T](_Holder[T]):
     def __init__(self, factory: Callable[[], T], close: _Close | None = None) -> None:
         super().__init__(factory, _name_of(factory), close)
 
+    def _make_value(self) -> T:
+        value = self._factory()
+        if inspect.iscoroutine(value):
+            value.close()
+            raise TypeError(f"{self!r} got a coroutine from its factory; make it with 'async def', and await the call")
+        return value
+
     def __call__(self) -> T:
         """The instance of the running loop, made at the first call there.
 
         Raises:
             RuntimeError: no loop runs on this thread.
+            TypeError: the factory gave a coroutine.
             PoolClosedError: ``aclose`` was called.
             RuntimeClosedError: the loop is ending.
             BaseException: what the factory raised; the next call tries again.
@@ -180,23 +194,22 @@ class AsyncPerLoop[T](_Holder["asyncio.Task[T]"]):
     def __init__(self, factory: Callable[[], Coroutine[Any, Any, T]], close: _Close | None = None) -> None:
         def begin() -> asyncio.Task[T]:
             loop = asyncio.get_running_loop()
-            return loop.create_task(factory(), name=f"make {self!r}", context=contextvars.Context())
+            task = loop.create_task(factory(), name=f"make {self!r}", context=contextvars.Context())
+            task.add_done_callback(self._look_at_failure)
+            return task
 
         super().__init__(begin, _name_of(factory), close)
 
     async def __call__(self) -> T:
         """The instance of the running loop, made at the first call there; what it raises, see ``PerLoop``."""
-        task = self._get()
-        try:
-            return await asyncio.shield(task)
-        finally:
-            if task.done() and (task.cancelled() or task.exception() is not None):
-                self._make_again(task)
+        return await asyncio.shield(self._get())
 
-    def _make_again(self, failed: "asyncio.Task[T]") -> None:
-        instance = self._instances.get(current_port())
-        if instance is not None and instance.value is failed:
-            instance.made = False
+    def _look_at_failure(self, task: "asyncio.Task[T]") -> None:
+        """The factory has ended; if in vain, the next call tries again, also if nobody has waited for this one."""
+        if task.cancelled() or task.exception() is not None:
+            instance = self._instances.get(current_port())
+            if instance is not None and instance.value is task:
+                instance.made = False
 
     async def _close_one(self, value: "asyncio.Task[T]") -> None:
         if not value.done():
@@ -240,5 +253,6 @@ def per_loop(factory: Callable[[], Any], close: _Close | None = None) -> Any:
     """
     if not callable(factory):
         raise TypeError(f"per_loop() needs a function that makes an instance, got {factory!r}; write per_loop(make)")
-    asynchronous = inspect.iscoroutinefunction(factory)
+    # An object's __call__ may be the async function; that of a class is its metaclass's.
+    asynchronous = inspect.iscoroutinefunction(factory) or inspect.iscoroutinefunction(type(factory).__call__)
     return AsyncPerLoop(factory, close) if asynchronous else PerLoop(factory, close)
