@@ -67,20 +67,52 @@ async def until_hung_up(sock: socket.socket, limit: float = LIMIT) -> bool:
         limit: The most seconds to wait.
     Returns:
         Whether it has; ``False`` if the time was up.
-    Cancellation: the socket is closed without waiting.
+    Cancellation: is raised when the wait is over. A loop that ends cancels what still closes its connections, and
+        their places must not be free before they are.
     Thread safety: any loop, but one call for each socket.
     """
     loop = asyncio.get_running_loop()
+    over: asyncio.Future[bool] = loop.create_future()
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+
+    def end(hung_up: bool) -> None:
+        if not over.done():
+            over.set_result(hung_up)
+
+    def look() -> None:
+        if _is_at_end(sock):
+            end(True)
+
+    timer = loop.call_later(limit, end, False)
+    loop.add_reader(sock.fileno(), look)  # and not sock_recv, which cannot be given up on every kind of loop
     try:
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_WR)
-        async with asyncio.timeout(limit):
-            while await loop.sock_recv(sock, _CHUNK):
-                pass
-    except TimeoutError:
+        await _outlast(over)
+    finally:
+        loop.remove_reader(sock.fileno())
+        timer.cancel()
+        sock.close()
+    return over.result()
+
+
+def _is_at_end(sock: socket.socket) -> bool:
+    """Whether nothing comes any more; what came is dropped."""
+    try:
+        while sock.recv(_CHUNK):
+            pass
+    except BlockingIOError:
         return False
     except OSError:  # a reset is an end as well
         return True
-    finally:
-        sock.close()
     return True
+
+
+async def _outlast(over: asyncio.Future[bool]) -> None:
+    cancelled: asyncio.CancelledError | None = None
+    while not over.done():
+        try:
+            await asyncio.wait([over])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

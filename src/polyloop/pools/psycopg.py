@@ -192,9 +192,8 @@ class _Connector:
         except (psycopg.Error, TimeoutError) as error:
             logger.debug("polyloop: a query could not be cancelled: %r", error)
         if connection.lock.locked() and sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # who reads sees the end
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(OSError, TimeoutError):
+                sock.shutdown(socket.SHUT_WR)  # the server hangs up, which whoever waits for news hears
                 await self._until_unused(connection)
 
     async def _until_unused(self, connection: Any) -> None:
