@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import calls, curves, http, maps, offload, posts, queues, quiet, single, sync
+from benchmarks import calls, curves, http, maps, offload, pools, posts, queues, quiet, single, sync
 from benchmarks._measure import Report, environment
 
 BENCHMARKS: dict[str, Callable[[int], Report]] = {
@@ -38,6 +38,9 @@ BENCHMARKS: dict[str, Callable[[int], Report]] = {
     "sync-contended": sync.contended,
     "sync-local": sync.local,
     "http": http.run,
+    "pools-lending": pools.lending,
+    "pools-query": pools.query,
+    "pools-skew": pools.skew,
     "curve-tasks": curves.tasks,
     "curve-posts": curves.posts,
     "curve-memory": curves.memory,

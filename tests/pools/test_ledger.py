@@ -39,7 +39,7 @@ class World:
     """Some desks and their ledger; ``moves`` says whether resources may change desks as they are."""
 
     def __init__(self, desks: int, permits: int, moves: bool = False) -> None:
-        self.ledger = Ledger[int, int](permits, 0.0 if moves else PATIENCE)
+        self.ledger = Ledger[int, int](permits, None if moves else PATIENCE)
         self.desks = [Desk() for _ in range(desks)]
         self.moves = moves
         self.now = 0.0
@@ -152,17 +152,24 @@ class World:
             self._grant()
 
     def _judge(self, name: int, served_at: float) -> None:
-        """Whoever is served from a free list came at most the patience later than anybody who is overtaken by it."""
-        patience = 0.0 if self.moves else PATIENCE
+        """Whoever is served from a free list came at most the patience later than anybody who is overtaken by it.
+
+        But for those for whose desk something is on its way; with what moves at once, they are not excepted.
+        """
         coming = sum(desk.closing for desk in self.desks)
-        uncovered = sorted(
+        waiting = sorted(
             (at, other)
             for other, desk in enumerate(self.desks)
             for ticket, at in desk.line
             if self._applied(other, ticket)
-        )[coming:]
-        for at, other in uncovered:
-            if other != name and served_at - at > patience:
+        )
+        expecting = {other for _, other in waiting[:coming]} | {n for n, desk in enumerate(self.desks) if desk.making}
+        for at, other in waiting[coming:]:
+            if (
+                other != name
+                and served_at - at > (0.0 if self.moves else PATIENCE)
+                and (self.moves or other not in expecting)
+            ):
                 self.overtaken.append(f"one of {at} on {other} by one of {served_at} on {name}")
 
     # What must hold
@@ -278,6 +285,35 @@ def test_a_desk_serves_its_own_within_the_patience_only() -> None:
     ledger.apply("there", "rival", 1.0)
     assert ledger.verdict("here", 1.0 + PATIENCE, 0.0, 50.0).what == "serve"
     assert ledger.verdict("here", 1.1 + PATIENCE, 0.0, 50.0).what == "give"
+
+
+def test_a_desk_that_has_nothing_comes_first() -> None:
+    """If its waiter came first, and the giver keeps something; it need not wait until the patience is over."""
+    ledger = Ledger[str, str](2, PATIENCE)
+    ledger.take("here")
+    ledger.take("here")
+    ledger.apply("there", "rival", 5.0)
+    assert ledger.verdict("here", 4.0, 0.0, 6.0).what == "serve"
+    assert ledger.verdict("here", 5.5, 0.0, 6.0).what == "give"
+    assert ledger.verdict("here", None, 5.9, 6.0).what == "give"
+    ledger.close("here")
+    ledger.freed("here", closing=True)
+    assert ledger.grants() == ["there"]
+    ledger.apply("there", "another", 5.1)
+    assert ledger.verdict("here", 5.5, 0.0, 6.0).what == "serve"  # one is on its way there, and this is the last here
+
+
+def test_one_at_a_time_is_given_to_a_desk_for_the_sake_of_the_order() -> None:
+    """What is on its way will serve more than one there."""
+    ledger = Ledger[str, str](3, PATIENCE)
+    for _ in range(3):
+        ledger.take("here")
+    ledger.apply("there", "rival", 0.0)
+    ledger.apply("there", "another", 0.0)
+    assert ledger.verdict("here", 50.0, 0.0, 50.0).what == "give"
+    ledger.close("here")
+    assert ledger.verdict("here", 50.0, 0.0, 50.0).what == "serve"
+    assert ledger.verdict("here", None, 0.0, 50.0).what == "give"  # what nobody needs here goes at once
 
 
 def test_an_idle_resource_is_given_up_at_once_unless_it_is_young() -> None:

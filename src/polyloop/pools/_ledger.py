@@ -8,12 +8,15 @@ resource or for one that comes back to its desk earlier, whichever is first.
 The rule of fairness: what comes free goes to whoever has waited longest, wherever that is, except that a desk may serve
 its own waiter first if that one came at most ``patience`` seconds later. A resource that changes loops has to be closed
 and made anew, so strict order would spend most of the time on that; this way loops that are equally busy serve their
-own, and no waiter is overtaken by one that came more than ``patience`` later.
+own. Two more rules keep it so. A desk that has nothing at all comes first, within the patience, if the giver keeps
+something: else each loop would wait in turn until its patience is over. And for the sake of the order, one resource at
+a time is on its way to a desk: that takes a while, and what was given in the meantime would soon be taken back. What
+lies idle is not bound by the latter. (Measured on 4 busy loops with 6 connections, 4,500 loans: 2,700 connections were
+made without these two rules, 740 with the second only, 31 with both.)
 """
 
-import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable
 from typing import Literal, NamedTuple
 
 
@@ -39,10 +42,10 @@ class Ledger[D: Hashable, T: Hashable]:
 
     Args:
         permits: How many there are.
-        patience: Seconds, see the module's theory.
+        patience: Seconds, see the module's theory; ``None`` keeps strict order, for what changes desks at once.
     """
 
-    def __init__(self, permits: int, patience: float) -> None:
+    def __init__(self, permits: int, patience: float | None) -> None:
         self.permits = permits
         self.patience = patience
         self.free = permits
@@ -113,7 +116,7 @@ class Ledger[D: Hashable, T: Hashable]:
         """Hand the free permits to the oldest applications; a desk is in the list once for each."""
         granted: list[D] = []
         while self.free and self._applied:
-            desk = self._oldest(self._applied)
+            desk = self._next({each: self._first_of(each) for each in self._applied}, self._held)
             self._cover_oldest(desk)
             self._grant(desk)
             granted.append(desk)
@@ -141,7 +144,7 @@ class Ledger[D: Hashable, T: Hashable]:
         others = [other for other in self._applied if other != desk]
         if not others:
             return None
-        to = self._oldest(others)
+        to = min(others, key=self._first_of)
         self._cover_oldest(to)
         self.bring(desk, to)
         return to
@@ -168,8 +171,23 @@ class Ledger[D: Hashable, T: Hashable]:
         self.free -= 1
         self._count(self._held, desk, 1)
 
-    def _oldest(self, desks: "Iterator[D] | list[D] | dict[D, OrderedDict[T, float]]") -> D:
-        return min(desks, key=lambda desk: next(iter(self._applied[desk].values())))
+    def _first_of(self, desk: D) -> float:
+        """When the oldest application of a desk was made."""
+        return next(iter(self._applied[desk].values()))
+
+    def _next(self, heads: dict[D, float], having: Container[D]) -> D:
+        """Whose application is granted first: the oldest, or within the patience that of a desk that has nothing.
+
+        Args:
+            heads: The desks that apply, and when the oldest application of each was made.
+            having: The desks that have something.
+        """
+        first = min(heads, key=heads.__getitem__)
+        if self.patience is not None and first in having:
+            poor = min((desk for desk in heads if desk not in having), key=heads.__getitem__, default=first)
+            if heads[poor] - heads[first] <= self.patience:
+                return poor
+        return first
 
     def _cover_oldest(self, desk: D) -> None:
         applied = self._applied[desk]
@@ -188,35 +206,61 @@ class Ledger[D: Hashable, T: Hashable]:
             since: When the resource came to be at this desk. One that is younger than the patience is not given up for
                 one who has waited for less: loops that take turns would do nothing else.
         """
-        rival = self._rival_of(desk)
+        if not self._others_apply(desk):
+            return _KEEP if own is None else _SERVE
+        pending, expecting = self._pending(desk)
         if own is not None:
-            return _SERVE if rival is None or own - rival <= self.patience else _GIVE
-        if rival is None:
+            return _SERVE if self._may_come_first(desk, own, pending, expecting) else _GIVE
+        if not pending:
             return _KEEP
+        rival = min(pending.values())
+        if self.patience is None or self._starving(desk, pending, expecting) is not None:
+            return _GIVE
         again_at = min(since, rival) + self.patience
         return _GIVE if now >= again_at else Verdict("keep", again_at)
 
-    def _rival_of(self, desk: D) -> float | None:
-        """When the oldest application of another desk was made that is not served by what is being closed anyway."""
-        if not self._applied or (len(self._applied) == 1 and desk in self._applied):
-            return None
-        if not self._coming:
-            return min(next(iter(applied.values())) for other, applied in self._applied.items() if other != desk)
-        heads = [(next(times), number, times, other) for number, (other, times) in enumerate(self._times())]
-        heapq.heapify(heads)
-        for _ in range(self._coming):
-            _, number, times, other = heads[0]
-            at = next(times, None)
-            if at is not None:
-                heapq.heapreplace(heads, (at, number, times, other))
-            else:
-                heapq.heappop(heads)
-                if not heads:
-                    return None
-        return min((at for at, _, _, other in heads if other != desk), default=None)
+    def _may_come_first(self, desk: D, own: float, pending: dict[D, float], expecting: set[D]) -> bool:
+        """Whether a desk serves its own waiter, who came at ``own``, before those of others."""
+        if self.patience is None:
+            return own <= min(pending.values(), default=own)
+        starving = self._starving(desk, pending, expecting)
+        if starving is not None and starving < own:
+            return False
+        first = min((at for other, at in pending.items() if not self._expects(other, expecting)), default=own)
+        return own - first <= self.patience
 
-    def _times(self) -> Iterator[tuple[D, Iterator[float]]]:
-        return ((desk, iter(applied.values())) for desk, applied in self._applied.items())
+    def _starving(self, desk: D, pending: dict[D, float], expecting: set[D]) -> float | None:
+        """When the first came of those who wait at desks that have nothing, if this one has more than the one."""
+        if self._held.get(desk, 0) < 2:
+            return None
+        return min(
+            (at for other, at in pending.items() if other not in self._held and other not in expecting), default=None
+        )
+
+    def _expects(self, desk: D, expecting: set[D]) -> bool:
+        return desk in expecting or desk in self._granted
+
+    def _others_apply(self, desk: D) -> bool:
+        return len(self._applied) > (desk in self._applied)
+
+    def _pending(self, desk: D) -> tuple[dict[D, float], set[D]]:
+        """The other desks' oldest applications that what is being closed will not serve; and whom that will serve."""
+        times = {other: iter(applied.values()) for other, applied in self._applied.items()}
+        heads = {other: next(its) for other, its in times.items()}
+        expecting: set[D] = set()
+        having = set(self._held) if self._coming else ()
+        for _ in range(self._coming):
+            if not heads:
+                break
+            other = self._next(heads, {*having, *expecting})
+            expecting.add(other)
+            at = next(times[other], None)
+            if at is None:
+                del heads[other]
+            else:
+                heads[other] = at
+        heads.pop(desk, None)
+        return heads, expecting
 
     def helpers(self, idle: Callable[[D], int], desks: Iterable[D]) -> list[D]:
         """Which desks to tell that somebody waits: as many as can help, of those that have resources lying idle."""

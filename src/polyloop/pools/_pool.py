@@ -40,8 +40,9 @@ class ResourcePool[R]:
     never changes loops. ``loop_bound=False`` says that resources may; then they are handed over as they are.
 
     Fairness: callers are served in the order they came, over all loops, to within ``patience`` seconds: no caller is
-    overtaken by one that came more than ``patience`` later. (Until a permit was granted for it: it then waits only for
-    ``create``.) An idle resource is given up for another loop at once, unless it was made less than ``patience`` ago.
+    overtaken by one that came more than ``patience`` later, unless a resource is being made for its loop. One on a loop
+    that has nothing is served as soon as a loop with more than one gets one back. An idle resource is given up for
+    another loop at once, or, if it was made less than ``patience`` ago and is the last of its loop, when that is over.
 
     Args:
         create: Makes a resource, on the loop that is going to use it; called with no context variables set. It is not
@@ -89,7 +90,7 @@ class ResourcePool[R]:
         max_lifetime: float | None = 3600.0,
         max_waiting: int | None = None,
         check_after: float = 1.0,
-        patience: float = 0.1,
+        patience: float = 0.25,
         upkeep_timeout: float = 5.0,
         loop_bound: bool = True,
         name: str | None = None,

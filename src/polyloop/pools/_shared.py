@@ -68,7 +68,7 @@ class Shared[R]:
         self.empty = Event()  # set when nothing is left of a pool that is ending
         self.past = Counters()  # of desks that are gone; under the lock
         self._lock = _prims.Lock()
-        self._ledger: Ledger[Desk[R], Ticket[R]] = Ledger(rules.max_size, rules.patience if rules.loop_bound else 0.0)
+        self._ledger: Ledger[Desk[R], Ticket[R]] = Ledger(rules.max_size, rules.patience if rules.loop_bound else None)
         self._dead: deque[Desk[R]] = deque()  # appended by any thread, also in finalisers; popped under the lock
 
     @property
