@@ -53,7 +53,7 @@ def _close(thing: _Thing) -> None:
 
 
 def lending(rounds: int) -> Report:
-    """Microseconds of a loan and its return: from the own free list, and when two loops take turns with one resource."""
+    """Microseconds of a loan and its return from the own free list, and of a hand-over from loop to loop."""
     report = Report("one loan and its return", "µs")
     with polyloop.Runtime(loops=2) as runtime:
         first, second = runtime.workers
@@ -172,7 +172,7 @@ async def _clients(request: Callable[[], Awaitable[object]], clients: int, reque
 
 
 def query(rounds: int) -> Report:
-    """Requests a second: a query and work on its rows, one loop with asyncpg's own pool, one and two loops with ours."""
+    """Requests a second: a query and work on its rows; one loop with asyncpg's pool, one and two loops with ours."""
     report = Report(f"a query of {ROWS} rows, and work on each row", "requests/s")
     with _server(report) as dsn:
         if dsn is None:

@@ -4,6 +4,7 @@ The layers, each of which imports only what stands below it::
 
     cli/       polyloop run | serve | doctor | bench        testing/   paused loops, blocked-detector, fake clock
     serve/     start_server, serve: TCP, ASGI and aiohttp servers over all loops on one port
+    pools/     ResourcePool, per_loop; connections of asyncpg, psycopg, redis, httpx and others under one cap
     tasks/     TaskGroup, gather, map, as_completed, race
     offload/   to_thread, offload, async_wrap: sync code on threads, or on any executor
     distributed/  an executor on a Dask cluster; imported when it is asked for
@@ -20,9 +21,12 @@ from polyloop._core._errors import (
     BlockingCallError,
     BrokenBarrierError,
     DeadlockError,
+    ForeignLoopError,
     GilEnabledWarning,
     NoRuntimeError,
     PolyloopError,
+    PoolBusyError,
+    PoolClosedError,
     QueueEmpty,
     QueueFull,
     QueueShutDown,
@@ -32,6 +36,7 @@ from polyloop._core._errors import (
     WorkerDiedError,
 )
 from polyloop.offload import async_wrap, offload, sleep_sync, thread_pool, to_thread
+from polyloop.pools import ResourcePool, per_loop
 from polyloop.queues import LifoQueue, PriorityQueue, Queue, SimpleQueue
 from polyloop.runtime import Runtime, ShutdownReport, Worker, current_runtime, run, spawn
 from polyloop.serve import (
@@ -67,17 +72,21 @@ __all__ = (
     "Condition",
     "DeadlockError",
     "Event",
+    "ForeignLoopError",
     "GilEnabledWarning",
     "LifoQueue",
     "Lock",
     "NoRuntimeError",
     "PolyloopError",
+    "PoolBusyError",
+    "PoolClosedError",
     "PriorityQueue",
     "Queue",
     "QueueEmpty",
     "QueueFull",
     "QueueShutDown",
     "RLock",
+    "ResourcePool",
     "Runtime",
     "RuntimeClosedError",
     "Semaphore",
@@ -100,6 +109,7 @@ __all__ = (
     "gather",
     "map",
     "offload",
+    "per_loop",
     "race",
     "run",
     "serve",

@@ -349,3 +349,19 @@ def test_nobody_takes_a_permit_for_later_while_somebody_waits() -> None:
     ledger.freed("here", closing=False)
     assert not ledger.take("here")
     assert ledger.grants() == ["there"]
+
+
+def test_where_making_takes_long_the_patience_is_longer() -> None:
+    """Ten times as long, as it was lately; it is never shorter than it was said to be."""
+    ledger = Ledger[str, str](1, PATIENCE)
+    ledger.made(0.5)
+    assert ledger.patience == PATIENCE
+    for _ in range(100):
+        ledger.made(3.0)
+    assert ledger.patience == pytest.approx(30.0, rel=0.01)
+    for _ in range(100):
+        ledger.made(0.1)
+    assert ledger.patience == PATIENCE
+    strict = Ledger[str, str](1, None)
+    strict.made(3.0)
+    assert strict.patience is None

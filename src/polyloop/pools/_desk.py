@@ -279,10 +279,10 @@ class Desk[R]:
         slot.home = Home(self.port, slot.home.made_at)
         self._arrived(slot)
 
-    def _arrived(self, slot: Slot[R]) -> None:
-        """A permit that was granted for somebody here has brought a resource."""
+    def _arrived(self, slot: Slot[R], took: float | None = None) -> None:
+        """A permit that was granted for somebody here has brought a resource, which ``took`` seconds to make."""
         first = self._first()
-        self.shared.fulfil(self, first)
+        self.shared.fulfil(self, first, took)
         if first is None:
             self._stock(slot)
         else:
@@ -320,6 +320,7 @@ class Desk[R]:
     async def _create(self, made_at: str, ready: "asyncio.Future[Exception | None] | None") -> None:
         """Make a resource: to lie ``ready``, else for somebody who waits."""
         rules = self.rules
+        began = _monotonic()
         try:
             resource = await rules.create()
         except BaseException as exc:
@@ -329,9 +330,10 @@ class Desk[R]:
                 raise
             return
         self.counts.created += 1
-        slot = Slot(resource, self, made_at, _monotonic(), rules.max_lifetime)
+        now = _monotonic()
+        slot = Slot(resource, self, made_at, now, rules.max_lifetime)
         if ready is None:
-            self._arrived(slot)
+            self._arrived(slot, now - began)
         else:
             self._stock(slot)
             ready.set_result(None)

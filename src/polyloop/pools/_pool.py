@@ -43,6 +43,7 @@ class ResourcePool[R]:
     overtaken by one that came more than ``patience`` later, unless a resource is being made for its loop. One on a loop
     that has nothing is served as soon as a loop with more than one gets one back. An idle resource is given up for
     another loop at once, or, if it was made less than ``patience`` ago and is the last of its loop, when that is over.
+    (Where making a resource takes long, ten times that is the patience: see ``docs/design.md``.)
 
     Args:
         create: Makes a resource, on the loop that is going to use it; called with no context variables set. It is not

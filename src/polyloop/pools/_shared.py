@@ -149,9 +149,11 @@ class Shared[R]:
         self._tell(granted)
         return verdict, to
 
-    def fulfil(self, desk: "Desk[R]", first: "Ticket[R] | None") -> None:
-        """What was made for a waiter is here; it goes to the first, if one still waits."""
+    def fulfil(self, desk: "Desk[R]", first: "Ticket[R] | None", took: float | None = None) -> None:
+        """What was made for a waiter, in that time, or was moved, is here; it goes to the first, if one still waits."""
         with self._lock:
+            if took is not None:
+                self._ledger.made(took)
             self._ledger.fulfil(desk, first)
 
     def failed(self, desk: "Desk[R]", first: "Ticket[R] | None", *, granted: bool) -> None:
