@@ -416,7 +416,7 @@ def test_an_error_of_a_hook_closes_the_connection(postgres: PostgresServer, hook
 
     with postgres.peak() as seen:
         run(main, 2)
-    assert seen.highest == 1
+    assert seen.highest <= 1
 
 
 def test_asyncpgs_names(postgres: PostgresServer) -> None:
@@ -434,7 +434,7 @@ def test_asyncpgs_names(postgres: PostgresServer) -> None:
         assert await pool.fetchrow("select 1 where false") is None
         await pool.execute("drop table asyncpgs_names")
         with pytest.raises(TimeoutError):
-            await pool.fetchval("select pg_sleep(60)", timeout=0.01)
+            await pool.fetchval("select pg_sleep(1)", timeout=0.01)
         one, other = await pool.acquire(), await pool.acquire(timeout=5)
         with pytest.raises(TimeoutError):
             await pool.acquire(timeout=0.01)
@@ -472,7 +472,7 @@ def test_a_pool_that_nobody_closes_ends_with_its_loops(postgres: PostgresServer,
         asyncio.run(alone())
     else:
         run(main)
-    assert postgres.connections() == 0
+    postgres.wait_for_connections(0, timeout=5)  # perhaps one was being made still
     assert pools[0].stats().size == 0 and pools[0].stats().lost == 0
 
 
@@ -509,9 +509,12 @@ def test_each_kind_of_loop(postgres: PostgresServer, flavour: Flavour, any_loop:
     async def main() -> None:
         async with ours.create_pool(postgres.dsn, max_size=3) as pool:
             assert await asyncio.gather(*(echo(pool, number) for number in range(20))) == list(range(20))
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01):
-                    await pool.fetchval("select pg_sleep(60)")
+            task = asyncio.create_task(pool.fetchval("select pg_sleep(60)"))
+            while not sleeps(postgres):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
             assert len(await take_all(pool, 3)) == 3
             async with pool.acquire() as connection:
                 connection.terminate()
@@ -522,7 +525,7 @@ def test_each_kind_of_loop(postgres: PostgresServer, flavour: Flavour, any_loop:
 
     with postgres.peak() as seen:
         any_loop.run(main)
-    assert seen.highest == 3
+    assert seen.highest <= 3
 
 
 def test_threads_with_loops_of_their_own(postgres: PostgresServer, flavour: Flavour) -> None:

@@ -414,6 +414,26 @@ def test_cancelled_twice(postgres: PostgresServer) -> None:
     assert seen.highest == 1
 
 
+def test_a_query_that_goes_on_without_its_client_is_stopped(postgres: PostgresServer) -> None:
+    """A cancellation may come before its query and be lost; then the pool asks again when it closes the connection."""
+
+    async def main() -> None:
+        async with make_pool(postgres, 1, upkeep_timeout=1) as pool:
+            connection = await pool.getconn()
+            task = asyncio.create_task(connection.execute("select pg_sleep(60)"))
+            while not sleeps(postgres):
+                await asyncio.sleep(0)
+            connection.pgconn.finish()  # as psycopg does when the server does not stop
+            with pytest.raises(GONE):
+                await task
+            await pool.putconn(connection)
+            assert await echo(pool, 1) == 1
+
+    with postgres.peak() as seen:
+        run(main, 1)
+    assert seen.highest == 1
+
+
 # The server's part
 
 
@@ -581,7 +601,7 @@ def test_an_error_of_configure_closes_the_connection(postgres: PostgresServer) -
 
     with postgres.peak() as seen:
         run(main, 2)
-    assert seen.highest == 1
+    assert seen.highest <= 1
 
 
 def test_check_is_called_before_each_loan_but_the_first(postgres: PostgresServer) -> None:
@@ -649,7 +669,21 @@ def test_a_pool_that_nobody_closes_ends_with_its_loops(postgres: PostgresServer,
         asyncio.run(alone())
     else:
         run(main)
-    assert postgres.connections() == 0
+    postgres.wait_for_connections(0, timeout=5)  # perhaps one was being made still
+    assert pool.stats().size == 0 and pool.stats().lost == 0
+
+
+def test_a_loop_that_ends_amid_connecting_leaves_nothing_behind(postgres: PostgresServer) -> None:
+    """What psycopg was making is closed at once, and its place is free."""
+    pool = make_pool(postgres, 4)
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(echo(pool, number)) for number in range(4)]
+        while not pool.stats().size:
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+
+    asyncio.run(main())
     assert pool.stats().size == 0 and pool.stats().lost == 0
 
 
@@ -686,9 +720,12 @@ def test_each_kind_of_loop(postgres: PostgresServer, any_loop: TestLoop) -> None
     async def main() -> None:
         async with make_pool(postgres, 3) as pool:
             assert await asyncio.gather(*(echo(pool, number) for number in range(20))) == list(range(20))
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01):
-                    await ask(pool, "select pg_sleep(60)")
+            task = asyncio.create_task(ask(pool, "select pg_sleep(60)"))
+            while not sleeps(postgres):
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
             assert len(await take_all(pool, 3)) == 3
             async with pool.connection() as connection:
                 await connection.close()
@@ -698,11 +735,13 @@ def test_each_kind_of_loop(postgres: PostgresServer, any_loop: TestLoop) -> None
 
     with postgres.peak() as seen:
         any_loop.run(main)
-    assert seen.highest == 3
+    assert seen.highest <= 3
 
 
 def test_threads_with_loops_of_their_own(postgres: PostgresServer, flavour: Flavour) -> None:
     """No runtime is needed: each loop gives up what it has idle when another needs it."""
+    if flavour.name == "rloop":
+        pytest.skip("rloop closes descriptors of others when loops end in several threads")
     pool = make_pool(postgres, 2)
 
     async def main() -> list[Any]:

@@ -98,6 +98,7 @@ class _Pooled:
     """What a pool keeps with each of its connections."""
 
     polyloop_spare: socket.socket | None = None  # for looking at the connection, and for waiting until it is over
+    polyloop_cancel: Callable[[], None] | None = None  # stops the server's work, also when the client has forgotten it
 
 
 @functools.cache
@@ -141,12 +142,17 @@ class _Connector:
         self._limit = upkeep_timeout * _SHARE
 
     async def connect(self) -> _Connection:
-        connection: Any = await self._class.connect(self._conninfo, **self._options)
+        try:
+            connection: Any = await self._class.connect(self._conninfo, **self._options)
+        except asyncio.CancelledError as error:
+            # psycopg leaves the half-made connection to its last reference, which is in the frames of the traceback.
+            raise error.with_traceback(None) from None
         adopt(connection)
         connection.cursor_factory = _cursor_class(connection.cursor_factory)
         connection.server_cursor_factory = _cursor_class(connection.server_cursor_factory)
         with contextlib.suppress(OSError):  # too many files are open: the wait is for exactness only
             connection.polyloop_spare = spare(connection.fileno())
+            connection.polyloop_cancel = connection.pgconn.get_cancel().cancel
         if self._configure is not None:
             try:
                 await self._configure(connection)
@@ -178,7 +184,7 @@ class _Connector:
         finally:
             await connection.close()  # waits for nothing
             if sock is not None:
-                await until_hung_up(sock, self._limit)
+                await self._see_off(sock, connection.polyloop_cancel)
 
     async def _interrupt(self, connection: Any, sock: socket.socket | None) -> None:
         """Make whoever uses the connection stop.
@@ -195,6 +201,25 @@ class _Connector:
             with contextlib.suppress(OSError, TimeoutError):
                 sock.shutdown(socket.SHUT_WR)  # the server hangs up, which whoever waits for news hears
                 await self._until_unused(connection)
+
+    async def _see_off(self, sock: socket.socket, cancel: Callable[[], None]) -> None:
+        """Wait until the server has let go.
+
+        A cancellation that reaches a server before its query does is lost, and psycopg drops a connection whose query
+        does not end. The server goes on with that unless somebody asks again.
+        """
+        try:
+            second = spare(sock.fileno())
+        except OSError:  # too many files are open
+            await until_hung_up(sock, self._limit)
+            return
+        with second:
+            if await until_hung_up(sock, self._limit):
+                return
+            with contextlib.suppress(psycopg.Error, TimeoutError):
+                async with asyncio.timeout(self._limit):
+                    await asyncio.to_thread(cancel)
+            await until_hung_up(second, self._limit)
 
     async def _until_unused(self, connection: Any) -> None:
         async with asyncio.timeout(self._limit), connection.lock:
