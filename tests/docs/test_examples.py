@@ -14,7 +14,7 @@ import polyloop
 
 ROOT = Path(__file__).resolve().parents[2]
 #: A block of Python, and the comment above it that says why it cannot run, if it cannot.
-_FENCE = re.compile(r"(?:^% not run: (?P<reason>.+)\n\n?)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"(?:^% not run: (?P<reason>[^\n]+)\n\n?)?^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def pages() -> list[str]:
