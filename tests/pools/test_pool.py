@@ -749,6 +749,41 @@ def test_open_says_at_once_what_is_wrong(left: TestLoop) -> None:
     left.run(pool.close)
 
 
+def test_a_block_that_cannot_begin_leaves_nothing_behind() -> None:
+    """What was made before the first failure is closed, and nothing is tried again."""
+    made: list[int] = []
+    closed: list[int] = []
+
+    async def create() -> int:
+        if len(made) == 2:
+            raise ConnectionError("no server")
+        made.append(len(made))
+        return made[-1]
+
+    async def main() -> None:
+        pool = ResourcePool(create, closed.append, max_size=4, min_idle=4)
+        with pytest.raises(ConnectionError, match="no server"):
+            async with pool:
+                raise AssertionError
+        assert sorted(closed) == made
+        assert pool.stats().size == 0
+
+    polyloop.run(main(), loops=2)
+
+
+def test_opened_twice(left: TestLoop) -> None:
+    """Makes what is missing, and no more."""
+    factory = Factory()
+    pool = factory.pool(min_idle=2, max_size=4)
+
+    async def main() -> None:
+        await pool.open()
+        async with pool:
+            assert factory.open == 2
+
+    left.run(main)
+
+
 def test_what_is_to_lie_ready_is_made_anew(left: TestLoop) -> None:
     """When one has broken."""
     factory = Factory()

@@ -299,12 +299,12 @@ class Desk[R]:
         self._start_create(self.rules.made_at if first is None else first.site, None)
 
     async def prepare(self) -> None:
-        """Make a resource that lies ready, if there is a permit for it that nobody waits for.
+        """Make a resource that lies ready, if that is missing and there is a permit for it that nobody waits for.
 
         Raises:
             Exception: what ``create`` raised.
         """
-        if not self.shared.take(self):
+        if not self.shared.take(self, self.rules.min_idle):
             return
         ready: asyncio.Future[Exception | None] = self.port.loop.create_future()
         self._start_create(self.rules.made_at, ready)
@@ -352,7 +352,7 @@ class Desk[R]:
             ready.set_result(error)
         elif first is not None:
             self._serve(first, error)
-        else:
+        elif isinstance(exc, Exception):  # else it was cancelled with its loop
             logger.warning("polyloop: pool %r could not make a resource: %r", self.rules.name, exc)
         self._ready_later()
 

@@ -165,12 +165,11 @@ class Shared[R]:
             others = self._settle_locked()
         self._tell(others)
 
-    def take(self, desk: "Desk[R]", least: int | None = None) -> bool:
-        """A permit to make a resource that is to lie ready; if ``least`` is given, only if there are fewer."""
+    def take(self, desk: "Desk[R]", least: int) -> bool:
+        """A permit to make a resource that is to lie ready, if fewer than ``least`` do."""
         lent = sum(len(other.loans) for other in list(self.desks.values()))
         with self._lock:
-            wanted = self.state == "open" and (least is None or self.size - lent < least)
-            return wanted and self._ledger.take(desk)
+            return self.state == "open" and self.size - lent < least and self._ledger.take(desk)
 
     def close(self, desk: "Desk[R]") -> None:
         """A resource is about to be closed; ``closed`` follows."""

@@ -289,7 +289,7 @@ def create_pool(
     max_inactive_connection_lifetime: float = 300.0,
     max_lifetime: float | None = 3600.0,
     max_waiting: int | None = None,
-    patience: float = 0.1,
+    patience: float = 0.25,
     upkeep_timeout: float = 5.0,
     init: _Hook | None = None,
     setup: _Hook | None = None,

@@ -286,7 +286,7 @@ class AsyncConnectionPool(ResourcePool[_Connection]):
         max_waiting: int = 0,
         max_lifetime: float | None = 3600.0,
         max_idle: float | None = 600.0,
-        patience: float = 0.1,
+        patience: float = 0.25,
         upkeep_timeout: float = 5.0,
     ) -> None:
         connector = _Connector(conninfo, connection_class, kwargs or {}, configure, reset, upkeep_timeout)
