@@ -70,6 +70,8 @@ class Client:
                 return await self._make(key)
             lent.unlend()
             again = True
+            if self.net.breaks is not None and self.net.breaks.random() < 0.3:  # as the server does it
+                self.close(lent)
 
     async def _make(self, key: Hashable) -> Conn:
         self.net.opened()
@@ -123,6 +125,7 @@ class Net:
     def __init__(self, limit: int, *, patience: float = 0.0) -> None:
         self.cap = ConnectionCap(limit, "the test", patience=patience)
         self.clients = per_loop(lambda: Client(self))
+        self.breaks: random.Random | None = None
         self._open: deque[None] = deque()
 
     @property
@@ -449,6 +452,7 @@ def race(net: Net, rng: random.Random, loops: int, tasks: int, steps: int) -> No
                 group.create_task(client(seed))
         await net.clients.aclose()
 
+    net.breaks = random.Random(rng.random())
     polyloop.run(main(), loops=loops)
     assert next(served)
     net.is_over()

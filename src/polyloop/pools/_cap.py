@@ -58,13 +58,17 @@ class Pooled(Protocol):
 
 
 class _Ticket:
-    """A waiter: when it came, and what tells it of its connection, or with ``None`` of its permit."""
+    """A waiter: when it came, and what tells it of its connection, or with ``None`` of its permit.
 
-    __slots__ = ("at", "future")
+    ``number`` is what the ledger knows it by. Their order is that of the line, as the ledger expects.
+    """
 
-    def __init__(self, at: float, future: "asyncio.Future[Any]") -> None:
+    __slots__ = ("at", "future", "number")
+
+    def __init__(self, at: float, future: "asyncio.Future[Any]", number: int) -> None:
         self.at = at
         self.future = future
+        self.number = number
 
 
 class _Desk(NamedTuple):
@@ -88,7 +92,7 @@ class ConnectionCap:
         self.limit = limit
         self.name = name
         self._lock = _prims.Lock()
-        self._ledger: Ledger[_Desk, _Ticket] = Ledger(limit, patience)
+        self._ledger: Ledger[_Desk, int] = Ledger(limit, patience)
         self._seats: set[Seat[Any]] = set()
         self._words: deque[tuple[_Desk, bool] | Seat[Any]] = deque()  # appended by any thread, finalisers included
 
@@ -130,7 +134,7 @@ class ConnectionCap:
     def apply(self, desk: _Desk, ticket: _Ticket) -> None:
         """A waiter comes to a seat."""
         with self._lock:
-            self._ledger.apply(desk, ticket, ticket.at)
+            self._ledger.apply(desk, ticket.number, ticket.at)
             desk.seat._count(desk.key, 1)
             granted = self._grants_locked()
             # A seat without a permit has nothing that lies idle.
@@ -144,7 +148,7 @@ class ConnectionCap:
     def leave(self, desk: _Desk, ticket: _Ticket) -> None:
         """A waiter gives up."""
         with self._lock:
-            self._ledger.leave(desk, ticket)
+            self._ledger.leave(desk, ticket.number)
             desk.seat._count(desk.key, -1)
             granted = self._grants_locked()
         self._tell(granted)
@@ -152,7 +156,7 @@ class ConnectionCap:
     def fulfil(self, desk: _Desk, ticket: _Ticket | None) -> None:
         """A permit that was granted to a desk has come there, for a waiter if there still is one."""
         with self._lock:
-            self._ledger.fulfil(desk, ticket)
+            self._ledger.fulfil(desk, None if ticket is None else ticket.number)
             if ticket is not None:
                 desk.seat._count(desk.key, -1)
         self._tell([])
@@ -175,7 +179,7 @@ class ConnectionCap:
             ledger = self._ledger
             verdict = ledger.verdict(desk, None if first is None else first.at, since, _prims.monotonic())
             if verdict.what == "serve" and first is not None:
-                ledger.leave(desk, first)
+                ledger.leave(desk, first.number)
                 desk.seat._count(desk.key, -1)
             elif verdict.what == "give":
                 ledger.close(desk)
@@ -249,6 +253,7 @@ class Seat[C: Pooled]:
         self._lines: dict[Hashable, OrderedDict[_Ticket, None]] = {}  # no empty ones
         self._timer: asyncio.TimerHandle | None = None
         self._left = False
+        self._number = 0
         self._told = False  # whether a look has been posted and not begun; under the cap's lock
         self._keys: dict[Hashable, int] = {}  # permits and waiters of each desk that has any; under the cap's lock
         self._when_lost = partial(_lost, weakref.ref(self))
@@ -283,12 +288,13 @@ class Seat[C: Pooled]:
         self._refuse_if_left()
         if self.cap.take(desk):
             return None
-        ticket = _Ticket(at, self.port.loop.create_future())
+        self._number += 1
+        ticket = _Ticket(at, self.port.loop.create_future(), self._number)
         line = self._lines.setdefault(key, OrderedDict())
         line[ticket] = None
         if again:
-            line.move_to_end(ticket, last=False)
-        self.cap.apply(desk, ticket)
+            _put_first(line, ticket)
+        self.cap.apply(desk, next(reversed(line)))
         try:
             outcome: C | BaseException | None = await ticket.future
         except BaseException:
@@ -391,6 +397,14 @@ class Seat[C: Pooled]:
             elif not isinstance(outcome, BaseException):
                 outcome.unlend()
                 self.look()
+
+
+def _put_first(line: OrderedDict[_Ticket, None], ticket: _Ticket) -> None:
+    """Move a ticket from the end of the line to its head: each gets the number of the one before it."""
+    line.move_to_end(ticket, last=False)
+    numbers = sorted(each.number for each in line)
+    for each, number in zip(line, numbers, strict=True):
+        each.number = number
 
 
 def _lost(seat: "weakref.ref[Seat[Any]]") -> None:
