@@ -53,7 +53,7 @@ class World:
         self.desks[name].line.append((self.number, self.now))
         self.ledger.apply(name, self.number, self.now)
         self._grant()
-        for other in self.ledger.helpers(lambda other: len(self.desks[other].idle), range(len(self.desks))):
+        for other in range(len(self.desks)):
             self._balance(other)
         self._balance(name)
 
@@ -120,7 +120,7 @@ class World:
     # What desks do
 
     def _grant(self) -> None:
-        for name in self.ledger.grants():
+        for name in self.ledger.grants(self.now):
             self.desks[name].making += 1
 
     def _close(self, name: int) -> None:
@@ -143,7 +143,7 @@ class World:
                 return
             else:
                 desk.idle.pop(0)
-                to = self.ledger.move(name) if self.moves else None
+                to = self.ledger.move(name, self.now) if self.moves else None
                 if to is None:
                     self._close(name)
                 else:
@@ -164,6 +164,7 @@ class World:
             if self._applied(other, ticket)
         )
         expecting = {other for _, other in waiting[:coming]} | {n for n, desk in enumerate(self.desks) if desk.making}
+        expecting -= {n for n, since in self.ledger._granted.items() if self.now - since[-1] > PATIENCE}
         for at, other in waiting[coming:]:
             if (
                 other != name
@@ -280,7 +281,7 @@ def test_a_desk_serves_its_own_within_the_patience_only() -> None:
     """A waiter of another desk is overtaken by one that came up to the patience later, and by no later one."""
     ledger = Ledger[str, str](1, PATIENCE)
     ledger.apply("here", "first", 0.0)
-    assert ledger.grants() == ["here"]
+    assert ledger.grants(0.0) == ["here"]
     ledger.fulfil("here", "first")
     ledger.apply("there", "rival", 1.0)
     assert ledger.verdict("here", 1.0 + PATIENCE, 0.0, 50.0).what == "serve"
@@ -298,7 +299,7 @@ def test_a_desk_that_has_nothing_comes_first() -> None:
     assert ledger.verdict("here", None, 5.9, 6.0).what == "give"
     ledger.close("here")
     ledger.freed("here", closing=True)
-    assert ledger.grants() == ["there"]
+    assert ledger.grants(0.0) == ["there"]
     ledger.apply("there", "another", 5.1)
     assert ledger.verdict("here", 5.5, 0.0, 6.0).what == "serve"  # one is on its way there, and this is the last here
 
@@ -337,7 +338,7 @@ def test_what_is_being_closed_is_counted_for_the_oldest_who_wait() -> None:
     ledger.close("here")
     assert ledger.verdict("here", None, -50.0, 1.0).what == "keep"
     ledger.freed("here", closing=True)
-    assert ledger.grants() == ["there"]
+    assert ledger.grants(0.0) == ["there"]
 
 
 def test_nobody_takes_a_permit_for_later_while_somebody_waits() -> None:
@@ -348,20 +349,47 @@ def test_nobody_takes_a_permit_for_later_while_somebody_waits() -> None:
     ledger.apply("there", "rival", 0.0)
     ledger.freed("here", closing=False)
     assert not ledger.take("here")
-    assert ledger.grants() == ["there"]
+    assert ledger.grants(0.0) == ["there"]
 
 
 def test_where_making_takes_long_the_patience_is_longer() -> None:
-    """Ten times as long, as it was lately; it is never shorter than it was said to be."""
+    """Ten times as long, as it was lately, up to two seconds; it is never shorter than it was said to be."""
     ledger = Ledger[str, str](1, PATIENCE)
     ledger.made(0.5)
     assert ledger.patience == PATIENCE
-    for _ in range(100):
-        ledger.made(3.0)
-    assert ledger.patience == pytest.approx(30.0, rel=0.01)
+    ledger = Ledger[str, str](1, 0.5)
     for _ in range(100):
         ledger.made(0.1)
-    assert ledger.patience == PATIENCE
+    assert ledger.patience == pytest.approx(1.0, rel=0.01)
+    for _ in range(100):
+        ledger.made(60.0)
+    assert ledger.patience == 2.0
+    for _ in range(100):
+        ledger.made(0.01)
+    assert ledger.patience == 0.5
     strict = Ledger[str, str](1, None)
     strict.made(3.0)
     assert strict.patience is None
+
+
+def test_one_that_hangs_on_its_way_does_not_count_for_ever() -> None:
+    """After the patience, the desk that expects it is given another."""
+    ledger = Ledger[str, str](2, PATIENCE)
+    ledger.take("here")
+    ledger.apply("there", "covered", 0.0)
+    assert ledger.grants(0.0) == ["there"]
+    ledger.apply("there", "rival", 0.0)
+    assert ledger.verdict("here", PATIENCE - 1, 0.0, PATIENCE - 1).what == "serve"
+    assert ledger.verdict("here", 20.0, 0.0, 20.0).what == "give"
+
+
+def test_who_is_covered_at_once_need_not_wait() -> None:
+    """There is a permit, or something that was on its way to somebody who left."""
+    ledger = Ledger[str, str](1, PATIENCE)
+    assert not ledger.would_wait("here")
+    ledger.apply("here", "first", 0.0)
+    assert ledger.grants(0.0) == ["here"]
+    assert ledger.would_wait("here")
+    ledger.leave("here", "first")
+    assert not ledger.would_wait("here")
+    assert ledger.would_wait("there")

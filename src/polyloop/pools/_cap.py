@@ -222,7 +222,7 @@ class ConnectionCap:
             desk.seat._count(desk.key, -1)
 
     def _grants_locked(self) -> list[_Desk]:
-        granted = self._ledger.grants()
+        granted = self._ledger.grants(_prims.monotonic())
         for desk in granted:
             desk.seat._count(desk.key, 1)
         return granted

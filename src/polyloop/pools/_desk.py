@@ -3,7 +3,7 @@
 Everything here runs on that loop's thread, except what says otherwise; see ``_shared`` for what crosses loops, and
 ``_ledger`` for who is next.
 
-A resource is at one place at a time: in ``idle``, in ``loans``, or on its way there or out in a task of ``_tasks``. A
+A resource is at one place at a time: in ``idle``, in ``loans``, or on its way there or out in a task of the desk. A
 waiter is in ``_line`` until it is served or gives up; it is served by whoever takes it out of there, by the result of
 its future. Resources are made and closed by tasks of the desk, not of the waiter: a caller that is cancelled, or whose
 time is up, interrupts neither, so a server never sees more connections than there are permits.
@@ -14,13 +14,14 @@ import contextvars
 import dataclasses
 import inspect
 import random
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal
 
 from polyloop._core import _prims
 from polyloop._core._errors import PoolClosedError, RuntimeClosedError
-from polyloop._core._port import logger
+from polyloop._core._port import current_port, logger
 from polyloop.pools._loop_end import LoopEnd
 from polyloop.pools._shared import Shared
 from polyloop.pools._stats import Counters
@@ -33,15 +34,25 @@ _JITTER = 0.1
 #: Seconds until a resource that is to lie ready is tried to be made again after that has failed.
 _RETRY = 1.0
 
+#: Resources in a row that may have ended by themselves before anybody used them.
+_MOST_STILLBORN = 3
+
+_NEVER = float("inf")
+
 _monotonic = _prims.monotonic  # asked at each return, where a global is read faster than the attribute of a module
 
 type _Why = Literal["broken", "expired", "closed"]
 
 
+def finalising() -> bool:
+    """Whether the caller is being closed, perhaps by the garbage collector, amid whatever this thread does."""
+    return isinstance(sys.exception(), GeneratorExit)
+
+
 class Slot[R]:
     """A resource and what the pool knows of it."""
 
-    __slots__ = ("desk", "expires_at", "holder", "home", "idle_since", "resource", "since")
+    __slots__ = ("closed_before", "desk", "expires_at", "holder", "home", "idle_since", "resource", "since")
 
     def __init__(self, resource: R, desk: "Desk[R]", made_at: str, now: float, lifetime: float | None) -> None:
         self.resource = resource
@@ -51,41 +62,56 @@ class Slot[R]:
         self.idle_since = now
         self.expires_at = None if lifetime is None else now + lifetime * random.uniform(1 - _JITTER, 1)
         self.holder: object = None  # the loan that has it
+        self.closed_before = False  # its close was begun, and cancelled
 
 
 class Ticket[R]:
-    """A waiter: when it came, where from, and what it waits for."""
+    """A waiter: when it came, where from, whose, and what it waits for."""
 
-    __slots__ = ("at", "future", "site")
+    __slots__ = ("at", "future", "holder", "site")
 
-    def __init__(self, at: float, future: "asyncio.Future[Slot[R] | BaseException]", site: str) -> None:
+    def __init__(self, at: float, future: "asyncio.Future[Slot[R] | BaseException]", holder: object, site: str) -> None:
         self.at = at
         self.future = future
+        self.holder = holder
         self.site = site
 
 
 class Desk[R]:
-    """The part of one pool on the running loop."""
+    """The part of one pool on the running loop. ``begin`` follows, when it is known to the others."""
 
     def __init__(self, shared: Shared[R], here: "Callable[[], Desk[R]]") -> None:
         self.shared = shared
         self.rules = rules = dataclasses.replace(shared.rules)  # a copy: what loops share costs each of them more
+        self.port = current_port()
+        self.here = here  # gives the desk of the running loop
         self.resets = rules.reset is not None
         self.alert: deque[None] = deque()  # a token while somebody applies, or the pool is ending; see _shared
-        self.end = LoopEnd(self)
-        self.port = self.end.port
-        self._here = here  # the desk of the running loop
-        self._ending = False  # the loop is
         self.idle: deque[Slot[R]] = deque()  # the last to come back is the first to go; its length is read by others
-        self.loans: dict[int, Slot[R]] = {}  # by the identity of the resource
+        self.loans: dict[Slot[R], None] = {}  # its length is read by others
         self.counts = Counters()
+        self._end: LoopEnd | None = None
+        self._ending = False  # the loop is
         self._line: OrderedDict[Ticket[R], None] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._making: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._again: list[Slot[R]] = []  # whose close was cancelled
         self._look_at: asyncio.TimerHandle | None = None  # when to look again whether to give something up
         self._retry: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self._expiry_at = 0.0
         self._expires = rules.max_idle_time is not None or rules.max_lifetime is not None
         self._looks = rules.check is not None or rules.is_closed is not None
+
+    def begin(self) -> None:
+        """Hear of the loop's end from now on.
+
+        Raises:
+            RuntimeClosedError: the loop was given up already.
+        """
+        self._end = LoopEnd(self)
+        if self.port.mailbox.closed:
+            raise RuntimeClosedError(f"pool {self.rules.name!r} lends nothing on {self.port.name!r}, which has ended")
 
     # Lending
 
@@ -98,25 +124,44 @@ class Desk[R]:
         except IndexError:
             return None
         slot.holder = holder
-        self.loans[id(slot.resource)] = slot
+        self.loans[slot] = None
         self.counts.loans += 1
         return slot
 
     async def borrow(self, holder: object) -> Slot[R]:
         """Take an idle resource, or wait for one; see ``ResourcePool.acquire``."""
-        rules = self.rules
+        stillborn = 0
         while True:
-            from_idle = self.idle and not self._line and not self.alert
-            slot = self.idle.pop() if from_idle else await self._wait()
-            slot.holder = holder
-            self.loans[id(slot.resource)] = slot
-            if rules.is_closed is not None and rules.is_closed(slot.resource):
+            if self.idle and not self._line and not self.alert:
+                slot, idle_for = self.idle.pop(), _monotonic()
+                idle_for -= slot.idle_since
+                self._lend(slot, holder)
+            else:
+                slot, idle_for = await self._wait(holder), -1.0
+            if self._has_ended(slot):
+                stillborn += idle_for < 0
                 self.drop(slot)
-                continue
-            to_check = from_idle and rules.check is not None and _monotonic() - slot.idle_since >= rules.check_after
-            if not to_check or await self._passes(slot):
+                if stillborn > _MOST_STILLBORN:
+                    raise ConnectionError(
+                        f"pool {self.rules.name!r}: is_closed() is true of what create() has just made"
+                    )
+            elif idle_for < self.rules.check_after or self.rules.check is None or await self._passes(slot):
                 self.counts.loans += 1
                 return slot
+
+    def _lend(self, slot: Slot[R], holder: object) -> None:
+        slot.holder = holder
+        self.loans[slot] = None
+
+    def _has_ended(self, slot: Slot[R]) -> bool:
+        """Whether a resource says that it has ended, or cannot say."""
+        if self.rules.is_closed is None:
+            return False
+        try:
+            return self.rules.is_closed(slot.resource)
+        except Exception:
+            logger.exception("polyloop: pool %r: is_closed raised, and the resource is dropped", self.rules.name)
+            return True
 
     async def _passes(self, slot: Slot[R]) -> bool:
         """Whether it passes the check; if not, it is gone."""
@@ -129,24 +174,34 @@ class Desk[R]:
             logger.debug("polyloop: pool %r: a resource failed its check: %r", self.rules.name, exc)
         finally:  # a cancelled check leaves it in a state that nobody knows
             if not passed:
-                self.drop(slot)
+                self.safely(self.drop, slot)
         return passed and slot.holder is not None
 
-    async def _wait(self) -> Slot[R]:
+    def safely(self, step: "Callable[[Slot[R]], object]", slot: Slot[R]) -> None:
+        """Do it now, or, on another loop or in what may be a finaliser, later."""
+        if finalising() or not self.port.is_current():
+            self.port.post(step, slot)
+        else:
+            step(slot)
+
+    async def _wait(self, holder: object) -> Slot[R]:
         if self._ending:
             raise RuntimeClosedError(f"pool {self.rules.name!r} lends nothing on {self.port.name!r}, which is ending")
-        ticket: Ticket[R] = Ticket(_monotonic(), self.port.loop.create_future(), call_site())
+        ticket: Ticket[R] = Ticket(_monotonic(), self.port.loop.create_future(), holder, call_site())
         self._line[ticket] = None
         try:
             self.shared.apply(self, ticket)
         except BaseException:
-            del self._line[ticket]
+            self._line.pop(ticket, None)
             raise
-        self.balance()
         try:
+            self.balance()
             outcome = await ticket.future
         except BaseException:
-            self._give_up(ticket)
+            if finalising() or not self.port.is_current():
+                self.port.post(self._give_up, ticket)
+            else:
+                self._give_up(ticket)
             raise
         if isinstance(outcome, BaseException):
             raise outcome
@@ -154,14 +209,14 @@ class Desk[R]:
         return outcome
 
     def _give_up(self, ticket: Ticket[R]) -> None:
-        """A waiter was cancelled, or closed with its coroutine: that may be on any thread."""
-        if not self.port.is_current():
-            self.port.post(self._give_up, ticket)
-        elif ticket in self._line:
+        """A waiter was cancelled, or closed with its coroutine."""
+        if ticket in self._line:
             del self._line[ticket]
             self.shared.leave(self, ticket)
-        elif not ticket.future.cancelled() and isinstance(slot := ticket.future.result(), Slot):
-            self._stock(slot)  # it was served at the same moment
+        elif ticket.future.done() and not ticket.future.cancelled():
+            outcome = ticket.future.result()
+            if isinstance(outcome, Slot) and self._take_back(outcome):
+                self._stock(outcome)  # it was served at the same moment
 
     def _first(self) -> Ticket[R] | None:
         """The first in line that has not been cancelled."""
@@ -172,25 +227,48 @@ class Desk[R]:
 
     def _serve(self, ticket: Ticket[R], outcome: "Slot[R] | BaseException") -> None:
         del self._line[ticket]
+        if isinstance(outcome, Slot):
+            self._lend(outcome, ticket.holder)
         ticket.future.set_result(outcome)
 
     # Getting back
+
+    def lent(self, resource: R) -> Slot[R] | None:
+        """The loan of a resource. Any thread: a snapshot."""
+        return next((slot for slot in self.loans.copy() if slot.resource is resource and slot.holder is not None), None)
+
+    async def end_loan(self, slot: Slot[R]) -> None:
+        """A loan has ended, on whichever loop."""
+        if finalising():  # of one that was not reset, nobody knows what was done with it
+            self.port.post(self.drop if self.resets else self.give_back, slot)
+        elif self.rules.loop_bound and not self.port.is_current():
+            self.port.post(self.drop, slot)
+            raise slot.home.refuse(f"a resource of pool {self.rules.name!r}", "borrow, use and return it on one loop")
+        elif self.port.mailbox.closed:  # the loop that lent it is gone, and its permits with it
+            done = self.rules.close(slot.resource)
+            if inspect.isawaitable(done):
+                await done
+        elif self.resets:
+            await self._reset(slot)
+        else:
+            self.safely(self.give_back, slot)
 
     def give_back(self, slot: Slot[R]) -> None:
         """A loan has ended."""
         if not self._take_back(slot):  # the pool has closed it meanwhile
             return
         now = slot.idle_since = _monotonic()
-        if self._looks and (is_closed := self.rules.is_closed) is not None and is_closed(slot.resource):
+        if self._looks and self._has_ended(slot):
             self._discard(slot, "broken")
         elif slot.expires_at is not None and now >= slot.expires_at:
             self._discard(slot, "expired")
         else:
             self._stock(slot)
 
-    async def reset(self, slot: Slot[R]) -> None:
+    async def _reset(self, slot: Slot[R]) -> None:
         """End a loan whose resource has to be reset; cancelled, or in vain, it is dropped."""
         assert self.rules.reset is not None
+        slot.holder = None  # nobody can return it once more
         done = False
         try:
             async with asyncio.timeout(self.rules.upkeep_timeout):
@@ -199,29 +277,7 @@ class Desk[R]:
         except Exception as exc:
             logger.debug("polyloop: pool %r: a resource could not be reset: %r", self.rules.name, exc)
         finally:
-            if done:
-                self.give_back(slot)
-            else:
-                self.drop(slot)
-
-    def desk_for_stray(self, slot: Slot[R]) -> "Desk[R]":
-        """A loan of this desk ends on another loop: that one's desk, if resources may change loops. Any loop."""
-        if not self.rules.loop_bound:
-            desk = self._here()
-            desk.adopt(slot)
-            return desk
-        self.port.post(self.drop, slot)  # nobody knows what was done with it
-        raise slot.home.refuse(f"a resource of pool {self.rules.name!r}", "borrow, use and return it on one loop")
-
-    def adopt(self, slot: Slot[R]) -> None:
-        """A loan of another desk has ended here; of a resource that belongs to no loop. This loop's thread."""
-        if slot.desk.loans.pop(id(slot.resource), None) is None:  # atomic: the pool has closed it meanwhile
-            return
-        brought = self.shared.bring(slot.desk, self)
-        self.loans[id(slot.resource)] = slot
-        slot.desk = self
-        if not brought:  # the loop that lent it is gone, and its permits with it
-            self.drop(slot)
+            self.safely(self.give_back if done else self.drop, slot)
 
     def drop(self, slot: Slot[R]) -> None:
         """A loan has ended whose resource is not to be used again."""
@@ -231,14 +287,18 @@ class Desk[R]:
     def _take_back(self, slot: Slot[R]) -> bool:
         """Whether it was on loan."""
         slot.holder = None
-        return self.loans.pop(id(slot.resource), None) is not None
+        try:
+            del self.loans[slot]
+        except KeyError:
+            return False
+        return True
 
     def _stock(self, slot: Slot[R]) -> None:
         """Something is free: for whoever waits here or elsewhere, else for the free list."""
         self.idle.append(slot)
         if self.alert or self._line or self._ending:
             self.balance()
-        if self._expiry is None and self._expires and self.idle:
+        if self._expires and (self._expiry is None or (slot.expires_at or _NEVER) < self._expiry_at) and self.idle:
             self._arm_expiry()
 
     # Sharing with the other desks
@@ -265,15 +325,14 @@ class Desk[R]:
                 break
             elif to is not None:
                 self.counts.moved += 1
-                to.port.post(to._receive, self.idle.popleft())
+                to.port.post(to.receive, self.idle.popleft())
             else:
                 self.counts.reclaimed += 1
                 self._close_noted(self.idle.popleft())
         if (shared.state != "open" or self._ending) and not self._line:
-            while self.idle:
-                self._discard(self.idle.popleft(), "closed")
+            self._close_all_idle()
 
-    def _receive(self, slot: Slot[R]) -> None:
+    def receive(self, slot: Slot[R]) -> None:
         """A resource comes from another desk, for somebody here."""
         slot.desk, slot.since = self, _monotonic()
         slot.home = Home(self.port, slot.home.made_at)
@@ -295,8 +354,11 @@ class Desk[R]:
         self.port.post(self._create_for_first)
 
     def _create_for_first(self) -> None:
+        if self._ending or self.shared.state in {"closing", "closed"}:
+            self.shared.failed(self, None, granted=True)
+            return
         first = self._first()
-        self._start_create(self.rules.made_at if first is None else first.site, None)
+        self._start(self._create(self.rules.made_at if first is None else first.site, True), self._making)
 
     async def prepare(self) -> None:
         """Make a resource that lies ready, if that is missing and there is a permit for it that nobody waits for.
@@ -307,62 +369,76 @@ class Desk[R]:
         if not self.shared.take(self, self.rules.min_idle):
             return
         ready: asyncio.Future[Exception | None] = self.port.loop.create_future()
-        self._start_create(self.rules.made_at, ready)
+        self._start(self._create(self.rules.made_at, False, ready), self._making)
         failure = await asyncio.shield(ready)
         if failure is not None:
             raise failure
 
-    def _start_create(self, made_at: str, ready: "asyncio.Future[Exception | None] | None") -> None:
-        context = contextvars.Context()
-        context.run(made_for.set, made_at)
-        self._start(self._create(made_at, ready), context, "make a resource of pool")
-
-    async def _create(self, made_at: str, ready: "asyncio.Future[Exception | None] | None") -> None:
-        """Make a resource: to lie ``ready``, else for somebody who waits."""
-        rules = self.rules
+    async def _create(
+        self, made_at: str, granted: bool, ready: "asyncio.Future[Exception | None] | None" = None
+    ) -> None:
+        """Make a resource with a permit that was ``granted`` for a waiter, or to lie ready."""
+        made_for.set(made_at)
         began = _monotonic()
         try:
-            resource = await rules.create()
+            resource = await self.rules.create()
         except BaseException as exc:
-            if self.port.is_current():  # else it was closed with its coroutine, and the permit goes with the loop
-                self._could_not_create(exc, ready)
+            # Else it was closed with its coroutine, and the permit goes with the loop.
+            if self.port.is_current() and not isinstance(exc, GeneratorExit):
+                self._could_not_create(exc, granted, ready)
             if not isinstance(exc, Exception):
                 raise
             return
         self.counts.created += 1
         now = _monotonic()
-        slot = Slot(resource, self, made_at, now, rules.max_lifetime)
-        if ready is None:
+        slot = Slot(resource, self, made_at, now, self.rules.max_lifetime)
+        if granted:
             self._arrived(slot, now - began)
         else:
             self._stock(slot)
-            ready.set_result(None)
+            if ready is not None:
+                ready.set_result(None)
 
-    def _could_not_create(self, exc: BaseException, ready: "asyncio.Future[Exception | None] | None") -> None:
+    def _could_not_create(
+        self, exc: BaseException, granted: bool, ready: "asyncio.Future[Exception | None] | None"
+    ) -> None:
         self.counts.failed += 1
-        first = self._first() if ready is None else None
-        self.shared.failed(self, first, granted=ready is None)
+        first = self._first() if granted else None
+        self.shared.failed(self, first, granted=granted)
         if isinstance(exc, Exception):
             error = exc
         else:
-            error = RuntimeClosedError(
-                f"pool {self.rules.name!r} makes nothing on {self.port.name!r}: it was cancelled"
-            )
+            name, where = self.rules.name, self.port.name
+            error = RuntimeClosedError(f"the create() of pool {name!r} was cancelled on {where!r}")
         if ready is not None:
             ready.set_result(error)
         elif first is not None:
             self._serve(first, error)
         elif isinstance(exc, Exception):  # else it was cancelled with its loop
             logger.warning("polyloop: pool %r could not make a resource: %r", self.rules.name, exc)
-        self._ready_later()
+            self._retry_later()
+
+    # What is to lie ready
+
+    def keep_ready_soon(self) -> None:
+        """Something was closed: see to it that enough lies ready. Any thread."""
+        self.port.post(self._keep_ready)
 
     def _keep_ready(self) -> None:
-        """Make what is missing of ``min_idle``."""
-        least = self.rules.min_idle
-        if least and not self._ending and self.shared.take(self, least):
-            self._start_create(self.rules.made_at, self.port.loop.create_future())
+        """Make what is missing of ``min_idle``, unless that has just failed."""
+        if self._ending or self._failed_lately():
+            return
+        for _ in range(self.rules.min_idle):
+            if not self.shared.take(self, self.rules.min_idle):
+                return
+            self._start(self._create(self.rules.made_at, False), self._making)
+            if self._failed_lately():
+                return
 
-    def _ready_later(self) -> None:
+    def _failed_lately(self) -> bool:
+        return self._retry is not None
+
+    def _retry_later(self) -> None:
         if self.rules.min_idle and self._retry is None:
             self._retry = self.port.loop.call_later(_RETRY, self._ready_again, context=self.port.context)
 
@@ -382,25 +458,37 @@ class Desk[R]:
         self._close_noted(slot)
 
     def _close_noted(self, slot: Slot[R]) -> None:
+        done: object = None
         try:
             done = self.rules.close(slot.resource)
         except Exception as exc:
             self._could_not_close(exc)
-        else:
+        finally:
             if inspect.isawaitable(done):
-                self._start(self._close(done), contextvars.Context(), "close a resource of pool")
-                return
-        self._closed()
+                self._start(self._close(slot, done), self._closing)
+            else:
+                self._closed()
 
-    async def _close(self, done: Awaitable[object]) -> None:
+    async def _close(self, slot: Slot[R], done: Awaitable[object]) -> None:
         try:
             async with asyncio.timeout(self.rules.upkeep_timeout):
                 await done
         except Exception as exc:
             self._could_not_close(exc)
-        finally:
-            if self.port.is_current():  # else it was closed with its coroutine, and the permit goes with the loop
-                self._closed()
+        except asyncio.CancelledError:
+            if not slot.closed_before:  # it was cancelled with all tasks of its loop, which is ending: begin anew then
+                slot.closed_before = True
+                self._again.append(slot)
+                self.port.loop.call_later(_RETRY, self._close_again, context=self.port.context)
+                return
+        except GeneratorExit:  # closed with its coroutine, and the permit goes with the loop
+            raise
+        self._closed()
+
+    def _close_again(self) -> None:
+        slots, self._again = self._again, []
+        for slot in slots:
+            self._close_noted(slot)
 
     def _could_not_close(self, exc: Exception) -> None:
         logger.warning("polyloop: pool %r: closing a resource failed, and it is dropped: %r", self.rules.name, exc)
@@ -408,54 +496,65 @@ class Desk[R]:
     def _closed(self) -> None:
         self.counts.closed += 1
         self.shared.closed(self)
-        self._keep_ready()
+        if self.rules.min_idle:
+            self.keep_ready_soon()
 
-    def _start(self, coro: Coroutine[Any, Any, None], context: contextvars.Context, what: str) -> None:
-        """Run a task of the pool's; its first step at once, and often that is all."""
-        task = asyncio.Task(
-            coro, loop=self.port.loop, name=f"{what} {self.rules.name!r}", context=context, eager_start=True
-        )
+    def _start(self, coro: Coroutine[Any, Any, None], tasks: "set[asyncio.Task[None]]") -> None:
+        """Run a task of the pool's with no variables of anybody; its first step at once, and often that is all."""
+        name = f"{getattr(coro, '__name__', '')} of pool {self.rules.name!r}"
+        task = asyncio.Task(coro, loop=self.port.loop, name=name, context=contextvars.Context(), eager_start=True)
         if not task.done():
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    def _close_all_idle(self) -> None:
+        for _ in range(len(self.idle)):
+            self._discard(self.idle.popleft(), "closed")
+
+    def close_idle(self, done: Event) -> None:
+        """Close what lies idle now, though it could be lent, and say when that is done."""
+        before = set(self._closing)
+        self._close_all_idle()
+        self._start(_say_when_done(self._closing - before, done), self._making)
 
     # Age
 
     def _arm_expiry(self) -> None:
         """Look for what has lain idle for too long, or has grown too old, when the first of them has."""
-        due = min(self._expires_at(slot) for slot in self.idle)
-        delay = max(0.0, due - _monotonic())
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expiry_at = min(self._expires_at(slot) for slot in self.idle)
+        delay = max(0.0, self._expiry_at - _monotonic())
         self._expiry = self.port.loop.call_later(delay, self._expire, context=self.port.context)
 
     def _expires_at(self, slot: Slot[R]) -> float:
         most = self.rules.max_idle_time
-        idle_until = float("inf") if most is None else slot.idle_since + most
+        idle_until = _NEVER if most is None else slot.idle_since + most
         return idle_until if slot.expires_at is None else min(idle_until, slot.expires_at)
 
     def _expire(self) -> None:
         self._expiry = None
         now = _monotonic()
         spare = self.shared.idle() - self.rules.min_idle
-        for slot in list(self.idle):
-            too_old = slot.expires_at is not None and now >= slot.expires_at
-            if not too_old and now >= self._expires_at(slot):
-                if spare <= 0:
-                    slot.idle_since = now  # one of those that are to lie ready: look again after another such time
-                    continue
+        kept: deque[Slot[R]] = deque()
+        due: list[Slot[R]] = []
+        for slot in self.idle:
+            if slot.expires_at is not None and now >= slot.expires_at:
+                due.append(slot)
+            elif now >= self._expires_at(slot) and spare > 0:
                 spare -= 1
-                too_old = True
-            if too_old:
-                self.idle.remove(slot)
-                self._discard(slot, "expired")
+                due.append(slot)
+            else:
+                if now >= self._expires_at(
+                    slot
+                ):  # one of those that are to lie ready: look again after another such time
+                    slot.idle_since = now
+                kept.append(slot)
+        self.idle = kept
+        for slot in due:
+            self._discard(slot, "expired")
         if self.idle:
             self._arm_expiry()
-
-    def close_idle(self, done: Event) -> None:
-        """Close what lies idle now, though it could be lent, and say when that is done."""
-        before = set(self._tasks)
-        while self.idle:
-            self._discard(self.idle.popleft(), "closed")
-        self._start(_say_when_done(self._tasks - before, done), contextvars.Context(), "close what is idle of pool")
 
     # The end of the pool, or of the loop
 
@@ -470,8 +569,10 @@ class Desk[R]:
         self.balance()
 
     def force(self) -> None:
-        """The time is up: close also what is on loan."""
-        for slot in list(self.loans.values()):
+        """The time is up: close also what is on loan, and make nothing more."""
+        for task in list(self._making):
+            task.cancel()
+        for slot in list(self.loans):
             if self._take_back(slot):
                 self._discard(slot, "closed")
 
@@ -480,7 +581,8 @@ class Desk[R]:
         for timer in (self._look_at, self._expiry, self._retry):
             if timer is not None:
                 timer.cancel()
-        self.end.dismiss()
+        if self._end is not None:
+            self._end.dismiss()
         self.shared.lost(self)
 
     async def loop_ends(self) -> None:
@@ -488,14 +590,17 @@ class Desk[R]:
         self._ending = True
         self.shut()
         self.force()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        self._close_again()
+        while tasks := {*self._closing, *self._making}:
+            await asyncio.wait(tasks)
 
     def loop_lost(self) -> None:
         self.shared.lost(self)
 
 
 async def _say_when_done(tasks: "set[asyncio.Task[None]]", done: Event) -> None:
-    if tasks:
-        await asyncio.wait(tasks)
-    done.set()
+    try:
+        if tasks:
+            await asyncio.wait(tasks)
+    finally:
+        done.set()

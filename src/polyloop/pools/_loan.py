@@ -28,7 +28,10 @@ class Loan[R]:
     async def __aenter__(self) -> R:
         if self._slot is not None:
             raise RuntimeError("this loan was taken before; call acquire() for another")
-        slot = self._slot = self._desk.borrow_nowait(self) or await self._desk.borrow(self)
+        desk = self._desk
+        if not desk.port.is_current():  # it was asked for on another loop
+            desk = desk.here()
+        slot = self._slot = desk.borrow_nowait(self) or await desk.borrow(self)
         return slot.resource
 
     async def __aexit__(
@@ -37,9 +40,7 @@ class Loan[R]:
         slot = self._slot
         if slot is not None and slot.holder is self:
             desk = slot.desk
-            if not desk.port.is_current():
-                desk = desk.desk_for_stray(slot)
-            if desk.resets:
-                await desk.reset(slot)
+            if desk.resets or kind is GeneratorExit or not desk.port.is_current():
+                await desk.end_loan(slot)
             else:
                 desk.give_back(slot)

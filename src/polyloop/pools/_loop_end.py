@@ -8,8 +8,7 @@ ends without that promise (a bare ``loop.close()``, a loop that died) is gone wi
 
 import contextlib
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from functools import partial
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Protocol
 
 from polyloop._core._port import Port, current_port
@@ -40,11 +39,10 @@ class LoopEnd:
         self.passed = False
         self._dismissed = False
         self._resident = resident
-        # Weak: a resident that everybody has forgotten is closed by its generator, which the loop then collects.
-        self._tell: Callable[[], object] = partial(_tell_lost, weakref.ref(resident))
+        self._mourner = _Mourner(resident, self.port)
         self._generator = self._wait()
         _drive(self._generator.__anext__())
-        self.port.when_ended(self._tell)
+        self.port.when_ended(self._mourner)
 
     async def _wait(self) -> AsyncGenerator[None]:
         try:
@@ -57,15 +55,23 @@ class LoopEnd:
     def dismiss(self) -> None:
         """The resident has nothing there any more. Loop thread."""
         self._dismissed = True
-        self.port.forget(self._tell)
+        self.port.forget(self._mourner)
         if not self.passed:
             _drive(self._generator.aclose())
 
 
-def _tell_lost(resident: "weakref.ref[Resident]") -> None:
-    found = resident()
-    if found is not None:
-        found.loop_lost()
+class _Mourner:
+    """What the port keeps. One that everybody has forgotten is closed by its generator, which the loop then collects."""
+
+    __slots__ = ("_resident",)
+
+    def __init__(self, resident: Resident, port: Port) -> None:
+        self._resident = weakref.ref(resident, lambda _: port.forget(self))
+
+    def __call__(self) -> None:
+        resident = self._resident()
+        if resident is not None:
+            resident.loop_lost()
 
 
 def _drive(step: "Coroutine[Any, Any, None] | Any") -> None:

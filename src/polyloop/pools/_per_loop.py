@@ -21,12 +21,12 @@ class _Instance[T]:
 
     def __init__(self, holder: "_Holder[T]") -> None:
         self._holder = holder
-        self._end = LoopEnd(self)
-        self.port = self._end.port
+        self.port = current_port()
         self.closed = Event()
         self.value: T | None = None  # before it is made, and when it was closed
         self.made = False
         self._closing: asyncio.Task[None] | None = None
+        self._end = LoopEnd(self)  # last: a loop that was given up is lost at once
 
     def get(self) -> T:
         """The instance, made at the first call."""

@@ -13,10 +13,10 @@ from typing import Any, Self
 from polyloop._core._context import here
 from polyloop._core._errors import PoolClosedError
 from polyloop._core._port import current_port, logger
-from polyloop.pools._desk import Desk, Slot
+from polyloop.pools._desk import Desk, Slot, finalising
 from polyloop.pools._loan import Loan
 from polyloop.pools._shared import Rules, Shared
-from polyloop.pools._stats import Counters, PoolStats
+from polyloop.pools._stats import PoolStats
 from polyloop.pools._where import call_site
 from polyloop.runtime._current import running_runtime
 from polyloop.sync import Event
@@ -181,11 +181,8 @@ class ResourcePool[R]:
         Cancellation: the resource is dropped if ``reset`` is cut short.
         """
         slot = self._slot_of(resource)
-        desk = slot.desk if slot.desk.port.is_current() else slot.desk.desk_for_stray(slot)
-        if desk.resets:
-            await desk.reset(slot)
-        else:
-            desk.give_back(slot)
+        if slot is not None:
+            await slot.desk.end_loan(slot)
 
     def discard(self, resource: R) -> None:
         """End the loan of a resource that is not to be used again: it is closed. Inside of its block, too.
@@ -195,18 +192,21 @@ class ResourcePool[R]:
             ValueError: it is not on loan.
         """
         slot = self._slot_of(resource)
-        slot.desk.drop(slot)
+        if slot is not None:
+            slot.desk.safely(slot.desk.drop, slot)
 
-    def _slot_of(self, resource: R) -> Slot[R]:
-        key = id(resource)
+    def _slot_of(self, resource: R) -> Slot[R] | None:
+        """The loan of a resource, which ends; ``None`` if the pool has closed it under its borrower."""
         for desk in list(self._desks.values()):
-            slot = desk.loans.get(key)
-            if slot is not None and slot.resource is resource:
-                if not desk.port.is_current() and self._rules.loop_bound:
+            slot = desk.lent(resource)
+            if slot is not None:
+                if self._rules.loop_bound and not desk.port.is_current() and not finalising():
                     raise slot.home.refuse(
                         f"{resource!r} of pool {self.name!r}", "return it on the loop that borrowed it"
                     )
                 return slot
+        if self._shared.state in {"closing", "closed"}:
+            return None
         raise ValueError(f"{resource!r} is not on loan from {self!r}; it was returned before, or belongs elsewhere")
 
     def _desk(self) -> Desk[R]:
@@ -222,6 +222,7 @@ class ResourcePool[R]:
             raise PoolClosedError(f"{self!r} lends nothing more; acquire before drain() or close()")
         desk = Desk(self._shared, self._desk)
         self._shared.enter(desk)
+        desk.begin()
         return desk
 
     # Life
@@ -230,9 +231,12 @@ class ResourcePool[R]:
         """Make ``min_idle`` resources, spread over the loops of the running runtime; ``async with pool`` does this.
 
         Raises:
+            PoolClosedError: the pool is draining or closed.
             Exception: what ``create`` raised; those that were made stay.
         Cancellation: those that were begun are made.
         """
+        if self._shared.state != "open":
+            raise PoolClosedError(f"{self!r} cannot be opened again; make a new one")
         runtime = running_runtime()
         workers = [] if runtime is None else [worker for worker in runtime.workers if worker.alive]
         if not workers or runtime is None:
@@ -257,10 +261,10 @@ class ResourcePool[R]:
         Cancellation: the pool goes on draining.
         Thread safety: any loop, several at once.
         """
-        shared = self._shared
-        if shared.state == "open":
-            shared.end("draining")
+        self._shared.end("draining")
         await self._wait_empty(None)
+        self._shared.end("closed")
+        self._tell_desks(lambda desk: desk.leave())
 
     async def close(self, timeout: float = 10.0) -> None:
         """Lend nothing more, wait ``timeout`` seconds for loans to be returned, close everything. Bounded.
@@ -280,8 +284,7 @@ class ResourcePool[R]:
             if not await self._wait_empty(timeout):
                 self._tell_desks(lambda desk: desk.force())
                 if not await self._wait_empty(self._rules.upkeep_timeout + _GRACE):
-                    busy = ", ".join(desk.port.name for desk in list(self._desks.values()) if desk.loans or desk.idle)
-                    logger.error("polyloop: %r is closed, but not what it has on %s", self, busy or "other loops")
+                    logger.error("polyloop: %r is closed, but not what it has on %s", self, shared.holders())
             shared.end("closed")
             self._tell_desks(lambda desk: desk.leave())
 
@@ -322,7 +325,7 @@ class ResourcePool[R]:
         try:
             return await self.open()
         except BaseException:
-            await self.close(0.0)
+            await self.close_idle()  # and stays open: somebody may be using it, and one may try again
             raise
 
     async def __aexit__(
@@ -332,14 +335,11 @@ class ResourcePool[R]:
 
     def stats(self) -> PoolStats:
         """What the pool has and has done. Any thread."""
-        desks = list(self._desks.values())
-        counts = Counters()
-        for each in (self._shared.past, *(desk.counts for desk in desks)):
-            counts.add(each)
+        counts = self._shared.counts()
         return PoolStats(
             max_size=self.max_size,
             size=self._shared.size,
-            in_use=sum(len(desk.loans) for desk in desks),
+            in_use=sum(len(desk.loans) for desk in list(self._desks.values())),
             idle=self._shared.idle(),
             waiting=self._shared.waiting,
             loans=counts.loans,

@@ -10,15 +10,22 @@ Why nobody is overlooked. A desk that gets a resource back puts it into its free
 A desk whose waiter applies fills all of them and *then* looks at the lengths of the free lists. In every order one of
 the two sees the other: the owner gives a resource up by itself, or is told that somebody waits and looks again.
 
+Why nobody is locked out. A finaliser may run amid any of this: the garbage collector closes a coroutine that has a loan
+or waits for one. All that it does then is to post; see ``finalising`` in ``_desk``.
+
+Why nobody is locked out. A finaliser may run amid any of this: the garbage collector closes a coroutine that has a loan
+or waits for one. What it does then is to post, and nothing else; see ``_desk.finalising``.
+
 Why nothing is lost with a loop. A desk lives until its port says that nothing will run there any more; what it held is
 written off then, and everything that was posted to it concerns nobody. That word may come from a finaliser, which may
 interrupt a thread that has the lock; so it goes through ``_dead``, which is emptied by whoever has the lock next.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from polyloop._core import _prims
 from polyloop._core._errors import PoolBusyError, PoolClosedError
@@ -54,6 +61,7 @@ class Rules[R]:
 
 
 type State = Literal["open", "draining", "closing", "closed"]
+_STATES: tuple[State, ...] = ("open", "draining", "closing", "closed")
 
 
 class Shared[R]:
@@ -61,12 +69,12 @@ class Shared[R]:
 
     def __init__(self, rules: Rules[R]) -> None:
         self.rules = rules
-        # "open", then "draining" (who waits is served, nobody else) or "closing" (nobody is); written under the lock.
+        # "draining": who waits is served, nobody else; "closing": nobody is. Goes forward only; written under the lock.
         self.state: State = "open"
         self._alert = False  # whether there is a token at each desk; under the lock
         self.desks: dict[Port, Desk[R]] = {}  # entered and removed under the lock; read by anybody
         self.empty = Event()  # set when nothing is left of a pool that is ending
-        self.past = Counters()  # of desks that are gone; under the lock
+        self._past = Counters()  # of desks that are gone; under the lock
         self._lock = _prims.Lock()
         self._ledger: Ledger[Desk[R], Ticket[R]] = Ledger(rules.max_size, rules.patience if rules.loop_bound else None)
         self._dead: deque[Desk[R]] = deque()  # appended by any thread, also in finalisers; popped under the lock
@@ -85,7 +93,45 @@ class Shared[R]:
         """How many lie idle. Any thread."""
         return sum(len(desk.idle) for desk in list(self.desks.values()))
 
-    # What a desk says, on its loop's thread. Each is one step under the lock, and hands out what came free by it.
+    def counts(self) -> Counters:
+        """The sums of all loops. Any thread."""
+        total = Counters()
+        with self._lock:
+            for each in (self._past, *(desk.counts for desk in self.desks.values())):
+                total.add(each)
+        self._bury()
+        return total
+
+    @contextmanager
+    def _changing(self) -> Iterator[Ledger["Desk[R]", "Ticket[R]"]]:
+        """One step under the lock; afterwards what came free by it is handed out, and dead desks are buried."""
+        with self._lock:
+            yield self._ledger
+            granted = self._settle_locked()
+        self._tell(granted)
+
+    def _settle_locked(self) -> "list[Desk[R]] | tuple[()]":
+        ledger = self._ledger
+        granted = ledger.grants(_prims.monotonic()) if ledger.free and ledger.crowded else ()
+        alert = ledger.crowded or self.state != "open"
+        if alert is not self._alert:
+            self._alert = alert
+            for desk in self.desks.values():
+                if alert:
+                    desk.alert.append(None)
+                else:
+                    desk.alert.clear()
+        return granted
+
+    def _tell(self, granted: "list[Desk[R]] | tuple[()]") -> None:
+        for desk in granted:
+            desk.create_soon()
+        if self.state != "open" and not self.size:
+            self.empty.set()
+        if self._dead:
+            self._bury()
+
+    # What a desk says, on its loop's thread
 
     def apply(self, desk: "Desk[R]", ticket: "Ticket[R]") -> None:
         """A waiter comes to a desk.
@@ -94,36 +140,31 @@ class Shared[R]:
             PoolClosedError: the pool is ending. Told here, under the lock: who applied before is served or told.
             PoolBusyError: too many wait already.
         """
-        granted: list[Desk[R]] = []
-        helpers: list[Desk[R]] = []
-        with self._lock:
-            waiting, most, state = self._ledger.waiting, self.rules.max_waiting, self.state
-            admitted = state == "open" and (most is None or waiting < most)
-            if admitted:
-                self._ledger.apply(desk, ticket, ticket.at)
-                granted = self._settle_locked()
-                if self._ledger.crowded:  # after the alerts were filled: see the module's theory
-                    helpers = self._ledger.helpers(_spare, self.desks.values())
-        if not admitted:
-            self._refuse(state, waiting)
-        self._tell(granted)
-        for helper in helpers:
-            helper.balance_soon()
-
-    def _refuse(self, state: State, waiting: int) -> None:
+        with self._changing() as ledger:
+            waiting, most, state = ledger.uncovered, self.rules.max_waiting, self.state
+            busy = most is not None and waiting >= most and not desk.idle and ledger.would_wait(desk)
+            if state == "open" and not busy:
+                ledger.apply(desk, ticket, ticket.at)
         if state != "open":
             raise PoolClosedError(f"pool {self.rules.name!r} is {state}, and lends nothing more; acquire before that")
-        raise PoolBusyError(
-            f"{waiting} callers wait for pool {self.rules.name!r} already, max_waiting={self.rules.max_waiting!r};"
-            f" try again later, or raise max_size={self.rules.max_size!r}"
-        )
+        if busy:
+            raise PoolBusyError(
+                f"{waiting} callers wait for pool {self.rules.name!r} already, max_waiting={most!r};"
+                f" try again later, or raise max_size={self.rules.max_size!r}"
+            )
+        if desk.alert:
+            # After the alerts were filled: see the module's theory. To each that has something, for one that is told
+            # may have lent it by then, or be busy with something else.
+            for other in list(self.desks.values()):
+                if other.idle and other is not desk:
+                    other.balance_soon()
+                if other.port.loop.is_closed():  # without a word, which not every kind of loop gives
+                    self.lost(other)
 
     def leave(self, desk: "Desk[R]", ticket: "Ticket[R]") -> None:
         """A waiter gives up."""
-        with self._lock:
-            self._ledger.leave(desk, ticket)
-            granted = self._settle_locked()
-        self._tell(granted)
+        with self._changing() as ledger:
+            ledger.leave(desk, ticket)
 
     def decide(self, desk: "Desk[R]", first: "Ticket[R] | None", since: float) -> "tuple[Verdict, Desk[R] | None]":
         """What a desk does with a resource that it has free; that is noted, too.
@@ -134,116 +175,89 @@ class Shared[R]:
             The verdict, and whom to give it to if it moves as it is; else ``close`` was noted.
         """
         to: Desk[R] | None = None
-        own = None if first is None else first.at
-        with self._lock:
-            ledger = self._ledger
-            verdict = ledger.verdict(desk, own, since, _prims.monotonic())
+        now = _prims.monotonic()
+        with self._changing() as ledger:
+            verdict = ledger.verdict(desk, None if first is None else first.at, since, now)
             if verdict.what == "serve" and first is not None:
                 ledger.leave(desk, first)
             elif verdict.what == "give":
                 if not self.rules.loop_bound:
-                    to = ledger.move(desk)
+                    to = ledger.move(desk, now)
                 if to is None:
                     ledger.close(desk)
-            granted = self._settle_locked()
-        self._tell(granted)
         return verdict, to
 
     def fulfil(self, desk: "Desk[R]", first: "Ticket[R] | None", took: float | None = None) -> None:
         """What was made for a waiter, in that time, or was moved, is here; it goes to the first, if one still waits."""
-        with self._lock:
+        with self._changing() as ledger:
             if took is not None:
-                self._ledger.made(took)
-            self._ledger.fulfil(desk, first)
+                ledger.made(took)
+            ledger.fulfil(desk, first)
 
     def failed(self, desk: "Desk[R]", first: "Ticket[R] | None", *, granted: bool) -> None:
         """A resource could not be made, with a permit that was granted or one for later; the first is told why."""
-        with self._lock:
+        with self._changing() as ledger:
             if granted:
-                self._ledger.fulfil(desk, first)
-            self._ledger.freed(desk, closing=False)
-            others = self._settle_locked()
-        self._tell(others)
+                ledger.fulfil(desk, first)
+            ledger.freed(desk, closing=False)
 
     def take(self, desk: "Desk[R]", least: int) -> bool:
         """A permit to make a resource that is to lie ready, if fewer than ``least`` do."""
         lent = sum(len(other.loans) for other in list(self.desks.values()))
-        with self._lock:
-            return self.state == "open" and self.size - lent < least and self._ledger.take(desk)
+        with self._changing() as ledger:
+            return self.state == "open" and self.size - lent < least and ledger.take(desk)
 
     def close(self, desk: "Desk[R]") -> None:
         """A resource is about to be closed; ``closed`` follows."""
-        with self._lock:
-            self._ledger.close(desk)
+        with self._changing() as ledger:
+            ledger.close(desk)
 
     def closed(self, desk: "Desk[R]") -> None:
         """It is closed."""
-        with self._lock:
-            self._ledger.freed(desk, closing=True)
-            granted = self._settle_locked()
-        self._tell(granted)
+        with self._changing() as ledger:
+            ledger.freed(desk, closing=True)
 
-    def bring(self, desk: "Desk[R]", to: "Desk[R]") -> bool:
-        """A resource that one desk has lent is returned to another; ``False`` if the one is gone."""
-        with self._lock:
-            return self._ledger.bring(desk, to)
+    # Any thread
+
+    def end(self, state: State) -> None:
+        """The pool is ending; states go forward only."""
+        with self._changing():
+            self.state = max(self.state, state, key=_STATES.index)
 
     def enter(self, desk: "Desk[R]") -> None:
         """A new desk."""
-        with self._lock:
+        with self._changing():
             self.desks[desk.port] = desk
             if self._alert:
                 desk.alert.append(None)
 
-    def end(self, state: State) -> None:
-        """The pool is ending. Any thread."""
-        with self._lock:
-            self.state = state
-            granted = self._settle_locked()
-        self._tell(granted)
-
-    def _settle_locked(self) -> list["Desk[R]"]:
-        granted = self._ledger.grants()
-        alert = self._ledger.crowded or self.state != "open"
-        if alert is not self._alert:
-            self._alert = alert
-            for desk in self.desks.values():
-                if alert:
-                    desk.alert.append(None)
-                else:
-                    desk.alert.clear()
-        return granted
-
-    def _tell(self, granted: list["Desk[R]"]) -> None:
-        for desk in granted:
-            desk.create_soon()
-        if self.state != "open" and not self.size:
-            self.empty.set()
-        if self._dead:
-            self._bury()
+    def holders(self) -> str:
+        """The names of the loops that hold permits."""
+        with self._changing() as ledger:
+            return ", ".join(desk.port.name for desk in self.desks.values() if ledger.held(desk))
 
     def lost(self, desk: "Desk[R]") -> None:
-        """A desk's loop is gone. Any thread, finalisers included."""
+        """Nothing comes of a desk any more. Any thread, finalisers included."""
         self._dead.append(desk)
         self._bury()
 
     def _bury(self) -> None:
         # Whoever had the lock looks at _dead after releasing it: in every order one of the two finds the desk.
         while self._dead and self._lock.acquire(blocking=False):
+            desk, held = None, 0
             try:
                 desk = self._dead.popleft() if self._dead else None
-                held = 0
-                if desk is not None and self.desks.pop(desk.port, None) is not None:
+                if desk is not None and self.desks.get(desk.port) is desk:
+                    del self.desks[desk.port]
                     held = self._ledger.lose(desk)
                     desk.counts.lost += held
-                    self.past.add(desk.counts)
+                    self._past.add(desk.counts)
                 granted = self._settle_locked()
             finally:
                 self._lock.release()
             if held and desk is not None:
                 logger.warning("polyloop: %r ended with %d resources of pool %r", desk.port, held, self.rules.name)
             self._tell(granted)
-
-
-def _spare(desk: "Desk[Any]") -> int:
-    return len(desk.idle)
+            if self.rules.min_idle:
+                for other in list(self.desks.values()):
+                    other.keep_ready_soon()

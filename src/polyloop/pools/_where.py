@@ -17,9 +17,13 @@ made_for: contextvars.ContextVar[str] = contextvars.ContextVar("made_for", defau
 _NOT_THE_USERS = ("polyloop.", "asyncio.", "contextlib", "redis.", "sqlalchemy.")
 
 
-def call_site() -> str:
-    """The innermost frame that is not of polyloop, asyncio or a client: file, line and function."""
-    frame: FrameType | None = sys._getframe(1)
+def call_site(frame: FrameType | None = None) -> str:
+    """The innermost frame that is not of polyloop, asyncio or a client: file, line and function.
+
+    Args:
+        frame: Where to begin, by default at the caller; a greenlet's frames end with its own.
+    """
+    frame = frame or sys._getframe(1)
     while frame is not None:
         if not str(frame.f_globals.get("__name__", "")).startswith(_NOT_THE_USERS):
             code = frame.f_code
