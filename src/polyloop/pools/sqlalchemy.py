@@ -127,12 +127,13 @@ class _LoopPool(Pool):
         return record
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        if self._home.port.is_current():
+        port = self._home.port
+        if _info(record).get(_FORGOTTEN):
+            # Not here, for a finaliser may interrupt anything, and not yet, for it is going to describe what it found.
+            port.post(port.loop.call_later, _WARNED, self._give_back, record)
+        elif port.is_current():
             self._give_back(record)
             return
-        port = self._home.port
-        if _info(record).get(_FORGOTTEN):  # the thread that collects it is going to describe it in a warning
-            port.post(port.loop.call_later, _WARNED, self._give_back, record)
         else:
             port.post(self._give_back, record)
         refusal: ForeignLoopError | None = _info(record).pop(_REFUSED, None)
@@ -169,7 +170,8 @@ class _LoopPool(Pool):
 
     def _close_connection(self, connection: Any, *, terminate: bool = False) -> None:
         record = self._engines._open.pop(id(connection), None)
-        if self._home.port.is_current():
+        forgotten = record is not None and _FORGOTTEN in _info(record)
+        if self._home.port.is_current() and not forgotten:
             self._close_here(connection, record, terminate)
         else:  # collected as garbage, or closed where it was refused
             self._home.port.post(self._close_soon, connection, record)
