@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -1018,3 +1020,308 @@ def test_threads_with_loops_of_their_own(seconds: float) -> None:
     assert factory.open == 0
     with contextlib.suppress(PoolClosedError):
         asyncio.run(pool.close())
+
+
+# What was found by reading
+
+
+def test_a_coroutine_that_is_collected_gives_its_loan_back(left: TestLoop) -> None:
+    """By a post: the collector may run amid anything, the ledger's own lock included."""
+    factory = Factory(1)
+    pool = factory.pool()
+    parked: list[None] = []
+
+    async def forgotten() -> None:
+        async with pool.acquire():
+            parked.append(None)
+            await asyncio.get_running_loop().create_future()  # which nobody else has
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        task = asyncio.create_task(forgotten())
+        while not parked:
+            await asyncio.sleep(0)
+        del task
+        with pool._shared._lock:
+            gc.collect()
+        assert await use(pool) == 1
+        await pool.close()
+
+    logging.getLogger("asyncio").disabled = True  # that it was destroyed is what is wanted
+    try:
+        left.run(main)
+    finally:
+        logging.getLogger("asyncio").disabled = False
+
+
+def test_what_is_closed_while_idle_is_replaced_only_once(left: TestLoop) -> None:
+    """Closing what is idle ends, though ``min_idle`` has it made anew at once."""
+    made: list[int] = []
+
+    async def create() -> int:
+        made.append(len(made))
+        return made[-1]
+
+    async def main() -> None:
+        async with ResourcePool(create, lambda number: None, max_size=3, min_idle=2) as pool:
+            await pool.close_idle()
+            while pool.stats().idle < 2:
+                await asyncio.sleep(0)
+            assert len(made) == 4
+
+    left.run(main)
+
+
+def test_every_loop_with_something_idle_is_told(loops: Callable[[int], list[TestLoop]]) -> None:
+    """One of them may be busy with something else."""
+    busy, helpful, asking = loops(3)
+    pool = Factory(2).pool(max_size=2, **STRICT)
+    busy.run(use, pool)
+    helpful.run(use, pool)
+    with busy.paused():
+        assert asking.run(use, pool) == 3
+    asking.run(pool.close)
+
+
+@pytest.mark.parametrize("when", ["lent", "returned"])
+def test_an_is_closed_that_raises_drops_the_resource(
+    left: TestLoop, caplog: pytest.LogCaptureFixture, when: str
+) -> None:
+    """And says so in the log; the permit is not lost."""
+    factory = Factory(1)
+    asked: list[int] = []
+
+    def is_closed(thing: Thing) -> bool:
+        asked.append(thing.number)
+        if thing.number == 1 and len(asked) == {"lent": 1, "returned": 2}[when]:
+            raise ZeroDivisionError
+        return False
+
+    pool = factory.pool(is_closed=is_closed)
+
+    async def main() -> None:
+        assert [await use(pool), await use(pool)] == {"lent": [2, 2], "returned": [1, 2]}[when]
+        await pool.close()
+
+    left.run(main)
+    assert "is_closed raised" in caplog.text
+
+
+def test_is_closed_that_is_true_of_all(left: TestLoop) -> None:
+    """Is an error, not a storm of connects."""
+    factory = Factory(1)
+    pool = factory.pool(is_closed=lambda thing: True)
+
+    async def main() -> None:
+        with pytest.raises(ConnectionError, match=r"is_closed\(\) is true of what create\(\) has just made"):
+            await use(pool)
+        await pool.close()
+
+    left.run(main)
+    assert pool.stats().created < 10
+
+
+def test_a_close_that_is_cancelled_from_within_frees_its_permit(left: TestLoop) -> None:
+    """Whatever it raises."""
+
+    async def create() -> int:
+        return 1
+
+    def close(number: int) -> None:
+        raise asyncio.CancelledError
+
+    pool = ResourcePool(create, close, max_size=1)
+
+    async def main() -> None:
+        async with pool.acquire() as number:
+            with contextlib.suppress(asyncio.CancelledError):
+                pool.discard(number)
+        async with pool.acquire():
+            pass
+
+    left.run(main)
+    assert pool.stats().created == 2
+
+
+def test_a_close_that_the_loops_end_cancels_is_begun_anew() -> None:
+    """The resource is closed before the loop is."""
+    steps: list[str] = []
+
+    async def create() -> int:
+        return 1
+
+    async def close(number: int) -> None:
+        steps.append("begun")
+        await asyncio.sleep(0.01)
+        steps.append("closed")
+
+    pool = ResourcePool(create, close, max_size=1)
+
+    async def main() -> None:
+        pool.discard(await pool.acquire())
+
+    asyncio.run(main())
+    assert steps == ["begun", "begun", "closed"]
+
+
+def test_callers_for_whom_there_is_a_permit_do_not_count_as_waiting(left: TestLoop) -> None:
+    """``max_waiting=0`` refuses nobody who can be served."""
+    pool = Factory().pool(max_size=3, max_waiting=0)
+
+    async def main() -> None:
+        assert sorted(await asyncio.gather(*(hold_for(pool) for _ in range(3)))) == [1, 2, 3]
+        await pool.close()
+
+    async def hold_for(pool: ResourcePool[Thing]) -> int:
+        async with pool.acquire() as thing:
+            await asyncio.sleep(0.001)
+            return thing.number
+
+    left.run(main)
+
+
+def test_create_may_return_the_same_object_twice(left: TestLoop) -> None:
+    """Each is a resource of its own: what counts is how often it was made."""
+
+    async def create() -> None:
+        return None
+
+    closed: list[None] = []
+    pool = ResourcePool(create, closed.append, max_size=2)
+
+    async def main() -> None:
+        async with pool.acquire(), pool.acquire():
+            assert pool.stats().in_use == 2
+        assert (pool.stats().idle, pool.stats().in_use) == (2, 0)
+        await pool.close()
+
+    left.run(main)
+    assert len(closed) == 2
+
+
+def test_a_loan_that_was_asked_for_on_another_loop(left: TestLoop, right: TestLoop) -> None:
+    """Is one of the loop that takes it."""
+    factory = Factory()
+    pool = factory.pool()
+
+    async def ask() -> Any:
+        return pool.acquire()
+
+    loan = left.run(ask)
+
+    async def take() -> None:
+        async with loan as thing:
+            thing.use()
+
+    right.run(take)
+    right.run(pool.close)
+
+
+def test_after_an_outage_everything_is_made_ready_again(left: TestLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only as many as failed last."""
+    monkeypatch.setattr("polyloop.pools._desk._RETRY", 0.01)
+    factory = Factory()
+    pool = factory.pool(max_size=4, min_idle=4, is_closed=lambda thing: thing.dead)
+
+    async def main() -> None:
+        async with pool:
+            for thing in factory.things.values():
+                thing.dead = True
+            factory.failing.extend(ConnectionError() for _ in range(6))
+            results = await asyncio.gather(*(use(pool) for _ in range(4)), return_exceptions=True)
+            assert any(isinstance(result, ConnectionError) for result in results)
+            while pool.stats().idle < 4:
+                await asyncio.sleep(0.001)
+
+    left.run(main)
+
+
+def test_the_older_of_two_idle_ones_is_replaced_in_time(left: TestLoop) -> None:
+    """Though the younger one has lain idle for longer."""
+    factory = Factory(2)
+    pool = factory.pool(max_size=2, max_lifetime=0.1)
+
+    async def main() -> None:
+        old = await pool.acquire()
+        await asyncio.sleep(0.05)
+        async with pool.acquire() as young:
+            pass
+        await pool.release(old)
+        while not old.closed:
+            await asyncio.sleep(0.001)
+        assert not young.closed
+        await pool.close()
+
+    left.run(main)
+
+
+def test_closing_at_once_cancels_what_is_being_made(left: TestLoop) -> None:
+    """A connect that hangs holds nothing up."""
+    factory = Factory(1, wait=asyncio.Event().wait)
+    pool = factory.pool()
+
+    async def main() -> None:
+        waiter = asyncio.create_task(use(pool))
+        await asyncio.sleep(0)
+        await pool.close(0.0)
+        with pytest.raises(PoolClosedError):
+            await waiter
+
+    left.run(main)
+    assert factory.open == 0
+
+
+def test_a_closed_pool_is_not_opened_again(left: TestLoop) -> None:
+    """It says so, instead of failing at each loan."""
+    pool = Factory().pool()
+    left.run(pool.close)
+    with pytest.raises(PoolClosedError, match="cannot be opened again"):
+        left.run(pool.open)
+
+
+def test_a_return_after_the_pool_was_closed_by_force(left: TestLoop) -> None:
+    """Hides no exception of the borrower's."""
+    pool = Factory().pool()
+
+    async def main() -> None:
+        thing = await pool.acquire()
+        await pool.close(0.0)
+        await pool.release(thing)
+
+    left.run(main)
+
+
+def test_a_return_elsewhere_while_the_pool_drains(left: TestLoop, right: TestLoop) -> None:
+    """One that belongs to no loop finds its way back, and the drain ends."""
+
+    async def create() -> list[int]:
+        return []
+
+    pool = ResourcePool(create, list[int].clear, max_size=1, loop_bound=False)
+
+    async def enter() -> Any:
+        loan = pool.acquire()
+        await loan.__aenter__()
+        return loan
+
+    loan = left.run(enter)
+    drain = left.spawn(pool.drain)
+    until(lambda: pool._shared.state == "draining")
+    right.run(loan.__aexit__, None, None, None)
+    drain.result(30)
+    assert pool.stats().size == 0
+
+
+def test_a_pool_that_everybody_forgot_is_closed(left: TestLoop) -> None:
+    """By the collector, on its loop; and the loop keeps nothing of it."""
+    factory = Factory()
+
+    async def main() -> int:
+        await use(factory.pool(max_idle_time=1000.0, min_idle=1))
+        gc.collect()
+        while factory.open:
+            await asyncio.sleep(0.001)
+            gc.collect()
+        return len(left.worker._mourners)
+
+    assert left.run(main) == 0

@@ -9,11 +9,15 @@ a connection goes to. A permit that comes free goes to whoever has waited longes
 idle, is closed for the sake of one who cannot use it, for another loop or another server; but a waiter of its own loop
 and server takes it as it is if that one came at most ``patience`` seconds later, and a connection younger than
 ``patience`` is not closed for one who has waited for less. So no waiter is overtaken by one that came more than
-``patience`` later, and loops that are all busy do not spend their time on connecting.
+``patience`` later (or ten times what connecting takes, see ``_ledger``), and loops that are all busy do not spend their
+time on connecting.
 
 Why nobody is overlooked. A waiter applies under the lock, which also says that each other seat is to look, and then
 posts that to them. A seat looks on its own thread: a connection that lay idle by then is seen by this look, and one
 that comes to be idle later is offered by its client.
+
+Why nobody is locked out. A finaliser may run amid any of this: the garbage collector closes a coroutine that waits for
+a connection, or has one. What it does then is to post, or to leave a word in ``_words``.
 
 Why nothing is lost with a loop. A seat lives until its port says that nothing will run there any more; its permits are
 free then. That word, and a permit that is given back, may come from a finaliser, which may interrupt a thread that has
@@ -30,6 +34,7 @@ from typing import Any, NamedTuple, Protocol
 from polyloop._core import _prims
 from polyloop._core._errors import PoolClosedError
 from polyloop._core._port import current_port
+from polyloop.pools._desk import finalising
 from polyloop.pools._ledger import Ledger, Verdict
 
 
@@ -144,6 +149,8 @@ class ConnectionCap:
         self._tell(granted)
         for seat in lookers:
             seat.port.post(seat.look)
+            if seat.port.loop.is_closed():  # without a word, which not every kind of loop gives
+                self.lost(seat)
 
     def leave(self, desk: _Desk, ticket: _Ticket) -> None:
         """A waiter gives up."""
@@ -159,6 +166,12 @@ class ConnectionCap:
             self._ledger.fulfil(desk, None if ticket is None else ticket.number)
             if ticket is not None:
                 desk.seat._count(desk.key, -1)
+        self._tell([])
+
+    def made(self, seconds: float) -> None:
+        """Connecting took so long. Where it is slow, loops are more patient: it is not to take all their time."""
+        with self._lock:
+            self._ledger.made(seconds)
         self._tell([])
 
     def heard(self, seat: "Seat[Any]") -> bool:
@@ -298,7 +311,10 @@ class Seat[C: Pooled]:
         try:
             outcome: C | BaseException | None = await ticket.future
         except BaseException:
-            self._give_up(desk, ticket)
+            if finalising() or not self.port.is_current():
+                self.port.post(self._give_up, desk, ticket)
+            else:
+                self._give_up(desk, ticket)
             raise
         if isinstance(outcome, BaseException):
             raise outcome
@@ -384,13 +400,11 @@ class Seat[C: Pooled]:
             del self._lines[key]
 
     def _give_up(self, desk: _Desk, ticket: _Ticket) -> None:
-        """A waiter was cancelled, or closed with its coroutine: that may be on any thread."""
-        if not self.port.is_current():
-            self.port.post(self._give_up, desk, ticket)
-        elif ticket in self._lines.get(desk.key, ()):
+        """A waiter was cancelled, or closed with its coroutine."""
+        if ticket in self._lines.get(desk.key, ()):
             self._drop(desk.key, ticket)
             self.cap.leave(desk, ticket)
-        elif not ticket.future.cancelled():  # it was served at the same moment
+        elif ticket.future.done() and not ticket.future.cancelled():  # it was served at the same moment
             outcome = ticket.future.result()
             if outcome is None:
                 self.closed(desk.key)

@@ -15,6 +15,7 @@ import dataclasses
 import inspect
 import random
 import sys
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal
@@ -416,6 +417,7 @@ class Desk[R]:
             self._serve(first, error)
         elif isinstance(exc, Exception):  # else it was cancelled with its loop
             logger.warning("polyloop: pool %r could not make a resource: %r", self.rules.name, exc)
+        if ready is None:
             self._retry_later()
 
     # What is to lie ready
@@ -440,7 +442,7 @@ class Desk[R]:
 
     def _retry_later(self) -> None:
         if self.rules.min_idle and self._retry is None:
-            self._retry = self.port.loop.call_later(_RETRY, self._ready_again, context=self.port.context)
+            self._retry = self._later(_RETRY, Desk[R]._ready_again)
 
     def _ready_again(self) -> None:
         self._retry = None
@@ -525,7 +527,7 @@ class Desk[R]:
             self._expiry.cancel()
         self._expiry_at = min(self._expires_at(slot) for slot in self.idle)
         delay = max(0.0, self._expiry_at - _monotonic())
-        self._expiry = self.port.loop.call_later(delay, self._expire, context=self.port.context)
+        self._expiry = self._later(delay, Desk[R]._expire)
 
     def _expires_at(self, slot: Slot[R]) -> float:
         most = self.rules.max_idle_time
@@ -555,6 +557,17 @@ class Desk[R]:
             self._discard(slot, "expired")
         if self.idle:
             self._arm_expiry()
+
+    def _later(self, delay: float, step: "Callable[[Desk[R]], object]") -> asyncio.TimerHandle:
+        """A timer that does not keep a pool that everybody has forgotten."""
+        weak = weakref.ref(self)
+
+        def act() -> None:
+            desk = weak()
+            if desk is not None:
+                step(desk)
+
+        return self.port.loop.call_later(delay, act, context=self.port.context)
 
     # The end of the pool, or of the loop
 

@@ -25,6 +25,7 @@ import httpcore
 from polyloop._core import _prims
 from polyloop._core._port import logger
 from polyloop.pools._cap import ConnectionCap, Seat
+from polyloop.pools._desk import finalising
 from polyloop.pools._where import Home
 
 #: Seconds that each address of a name gets to answer, when it has several, before the next one is tried. Each round
@@ -112,6 +113,7 @@ class Connection(httpcore.AsyncConnectionInterface):
         self._over = False
         self._requests = 0  # until their responses are closed
         self._sending = 0  # until those have begun
+        self.took = 0.0  # seconds of connecting that the cap was not told of
 
     # What httpcore's pool asks
 
@@ -156,7 +158,7 @@ class Connection(httpcore.AsyncConnectionInterface):
         try:
             response = await self._send(request)
         except BaseException:
-            self.done()
+            self.over()
             raise
         extensions = cast("Any", response).extensions
         return httpcore.Response(
@@ -167,11 +169,15 @@ class Connection(httpcore.AsyncConnectionInterface):
         token = _current.set(self)
         self._sending += 1
         try:
-            return await self._inner.handle_async_request(request)
+            response = await self._inner.handle_async_request(request)
         finally:
             self._sending -= 1
             with contextlib.suppress(ValueError):  # closed with its coroutine, in the context of somebody else
                 _current.reset(token)
+        if self.took:
+            self.pool.seat.cap.made(self.took)
+            self.took = 0.0
+        return response
 
     async def aclose(self) -> None:
         """Close it. Cancelled, it is closed none the less."""
@@ -231,8 +237,16 @@ class Connection(httpcore.AsyncConnectionInterface):
         if self._stream is not None:
             self._stream.close_soon()
 
-    def done(self) -> None:
-        """A request on it is over: it lies idle, is being closed, or is to be."""
+    def over(self) -> None:
+        """A request on it is over. Any thread, finalisers included, should its coroutine be closed with its loop."""
+        port = self.pool.seat.port
+        if finalising() or not port.is_current():
+            port.post(self._done)
+        else:
+            self._done()
+
+    def _done(self) -> None:
+        """It lies idle, is being closed, or is to be."""
         self._requests -= 1
         if self._requests:
             return
@@ -263,23 +277,12 @@ class Connection(httpcore.AsyncConnectionInterface):
         if self._stream is not None:  # of the attempt before this
             await self._stream.aclose()
         stream = self._stream = Stream(self)
-        try:
-            async with asyncio.timeout(timeout):
-                await connect(stream)
+        async with stream.opening(timeout):
+            await connect(stream)
             for option in socket_options or ():
                 stream.get_extra_info("socket").setsockopt(*option)
-        except TimeoutError as exc:
-            stream.close_soon()
-            raise httpcore.ConnectTimeout(str(exc)) from exc
-        except OSError as exc:
-            stream.close_soon()
-            raise httpcore.ConnectError(str(exc)) from exc
-        except BaseException:
-            stream.close_soon()
-            raise
-        if self._over:
-            stream.close_soon()
-            raise httpcore.ConnectError("the client was closed meanwhile")
+            if self._over:
+                raise ConnectionAbortedError("the client was closed meanwhile")
         self.since = _prims.monotonic()
         self.pool.open[self] = None
         return stream
@@ -311,7 +314,7 @@ class _Body:
             try:
                 await self._stream.aclose()
             finally:
-                self._connection.done()
+                self._connection.over()
 
 
 class _Backend(httpcore.AsyncNetworkBackend):
@@ -434,19 +437,28 @@ class Stream(httpcore.AsyncNetworkStream):
         """See ``httpcore.AsyncNetworkStream``."""
         self._check()
         context = self._connection.pool.contexts.get(ssl_context, ssl_context)
+        async with self.opening(timeout):
+            await self.wire.start_tls(context, server_hostname)
+        return self
+
+    @contextlib.asynccontextmanager
+    async def opening(self, timeout: float | None) -> AsyncGenerator[None]:
+        """A step of connecting: what ends it early closes the socket."""
+        began = _prims.monotonic()
         try:
             async with asyncio.timeout(timeout):
-                await self.wire.start_tls(context, server_hostname)
-        except TimeoutError as exc:
-            self.close_soon()
-            raise httpcore.ConnectTimeout(str(exc)) from exc
-        except OSError as exc:  # those of ssl as well
-            self.close_soon()
-            raise httpcore.ConnectError(str(exc)) from exc
-        except BaseException:
-            self.close_soon()
+                yield
+        except BaseException as exc:
+            if finalising():
+                self._connection.pool.seat.port.post(self.close_soon)
+            else:
+                self.close_soon()
+            if isinstance(exc, TimeoutError):  # an OSError, too, as are those of ssl
+                raise httpcore.ConnectTimeout(str(exc)) from exc
+            if isinstance(exc, OSError):
+                raise httpcore.ConnectError(str(exc)) from exc
             raise
-        return self
+        self._connection.took += _prims.monotonic() - began
 
     def get_extra_info(self, info: str) -> Any:
         """See ``httpcore.AsyncNetworkStream``."""

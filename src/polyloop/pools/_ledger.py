@@ -258,9 +258,14 @@ class Ledger[D: Hashable, T: Hashable]:
         )
 
     def _expects(self, desk: D, expecting: set[D], now: float) -> bool:
-        """Whether something is on its way to a desk, and has not been for too long: making one may hang."""
+        """Whether something is on its way to a desk, and has not been for too long: making one may hang.
+
+        If two of them do, a third is not tried: somewhere else they are of use.
+        """
         granted = self._granted.get(desk)
-        return desk in expecting or (granted is not None and now - granted[-1] <= (self.patience or 0.0))
+        if desk in expecting:
+            return True
+        return granted is not None and (len(granted) > 1 or now - granted[-1] <= (self.patience or 0.0))
 
     def _others_apply(self, desk: D) -> bool:
         return len(self._applied) > (desk in self._applied)

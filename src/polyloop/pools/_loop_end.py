@@ -61,7 +61,7 @@ class LoopEnd:
 
 
 class _Mourner:
-    """What the port keeps. One that everybody has forgotten is closed by its generator, which the loop then collects."""
+    """What the port keeps: not the resident. One that everybody has forgotten is closed by its generator."""
 
     __slots__ = ("_resident",)
 

@@ -202,7 +202,14 @@ class AsyncPerLoop[T](_Holder["asyncio.Task[T]"]):
 
     async def __call__(self) -> T:
         """The instance of the running loop, made at the first call there; what it raises, see ``PerLoop``."""
-        return await asyncio.shield(self._get())
+        making = self._get()
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if making.cancelled() and task is not None and not task.cancelling():  # it is the factory that was
+                raise PoolClosedError(f"{self!r} was closed while its instance was being made") from None
+            raise
 
     def _look_at_failure(self, task: "asyncio.Task[T]") -> None:
         """The factory has ended; if in vain, the next call tries again, also if nobody has waited for this one."""

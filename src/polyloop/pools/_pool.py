@@ -47,8 +47,9 @@ class ResourcePool[R]:
 
     Args:
         create: Makes a resource, on the loop that is going to use it; called with no context variables set. It is not
-            cancelled with the caller that needs it, so give it a limit of time of its own.
-        close: Closes a resource, on its loop; a function, async or not.
+            cancelled with the caller that needs it, and holds a permit, so give it a limit of time of its own.
+        close: Closes a resource, on its loop; a function, async or not. One that the loop's end has cancelled is called
+            once more.
         check: Says whether a resource still works, when it is lent after it lay idle for ``check_after`` seconds:
             ``False`` or an exception drops it, and the next one is tried.
         reset: Cleans a resource up when its loan ends. If it raises, takes too long or is cancelled, the resource is
@@ -58,7 +59,7 @@ class ResourcePool[R]:
         min_idle: How many are kept ready for use, over all loops; made by ``async with pool`` (or ``open``).
         max_idle_time: Seconds that one may lie idle before it is closed; ``None``: as long as it likes.
         max_lifetime: Seconds after which one is replaced when it is not on loan, less up to a tenth at random.
-        max_waiting: The most callers that may wait; one more gets ``PoolBusyError``.
+        max_waiting: The most callers that may wait for whom nothing is on its way; one more gets ``PoolBusyError``.
         check_after: Seconds, see ``check``; 0 checks at each loan.
         patience: Seconds, see above. Smaller is fairer; larger keeps loops that are equally busy from taking resources
             from each other. Not used with ``loop_bound=False``, where the order is strict.
@@ -173,7 +174,10 @@ class ResourcePool[R]:
         return Loan(self._desk())
 
     async def release(self, resource: R) -> None:
-        """Return what ``await pool.acquire()`` gave. It waits for ``reset``, if the pool has one, else for nothing.
+        """Return what ``await pool.acquire()`` gave, once. It waits for ``reset``, if the pool has one.
+
+        One that the pool has closed meanwhile is let go without a word. Like any pool's, it cannot tell a second return
+        from that of the next borrower: prefer the block.
 
         Raises:
             ForeignLoopError: it was borrowed on another loop, where it has to be returned.

@@ -14,7 +14,7 @@ from polyloop._core._port import Port, current_port
 made_for: contextvars.ContextVar[str] = contextvars.ContextVar("made_for", default="")
 
 #: Modules whose frames are passed over: ours, and of clients that call us.
-_NOT_THE_USERS = ("polyloop.", "asyncio.", "contextlib", "redis.", "sqlalchemy.")
+_NOT_THE_USERS = ("polyloop.", "aiohttp.", "asyncio.", "contextlib", "httpcore.", "httpx.", "redis.", "sqlalchemy.")
 
 
 def call_site(frame: FrameType | None = None) -> str:
