@@ -164,7 +164,8 @@ class World:
             if self._applied(other, ticket)
         )
         expecting = {other for _, other in waiting[:coming]} | {n for n, desk in enumerate(self.desks) if desk.making}
-        expecting -= {n for n, since in self.ledger._granted.items() if self.now - since[-1] > PATIENCE}
+        hanging = {n for n, at in self.ledger._granted.items() if len(at) == 1 and self.now - at[0] > PATIENCE}
+        expecting -= hanging - {other for _, other in waiting[:coming]}
         for at, other in waiting[coming:]:
             if (
                 other != name
