@@ -59,7 +59,9 @@ class Driver:
 
 
 class HttpRules:
-    """Tests; ``driver`` is the fixture of the file that inherits them."""
+    """Tests; ``driver`` is the fixture of the file ``made_at``, which inherits them."""
+
+    made_at: str
 
     # Not rloop 0.2: it has no start_tls, and ends the process when a server closes a connection.
     @pytest.fixture(params=[each for each in FLAVOURS if isinstance(each, Flavour)], ids=lambda each: each.name)
@@ -465,6 +467,7 @@ class HttpRules:
         with pytest.raises(ForeignLoopError, match=r"belongs to 'left'.* and was used on 'right'") as caught:
             right.run(driver.read, response)
         assert (caught.value.owner, caught.value.user) == ("left", "right")
+        assert f"made at {self.made_at}:" in str(caught.value)
         left.run(driver.finish, response)
         assert left.run(driver.get, client, f"{site.url}/ok").startswith(b"ok")
         left.run(driver.close, client)

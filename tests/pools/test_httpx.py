@@ -75,6 +75,8 @@ def site() -> Iterator[Site]:
 class TestHttpx(HttpRules):
     """What holds for every client."""
 
+    made_at = __file__
+
 
 def made(client: Any) -> int:
     """How many connections its cap counts."""

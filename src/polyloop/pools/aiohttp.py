@@ -27,7 +27,6 @@ from collections.abc import Callable, Hashable
 from typing import Any, cast
 
 from polyloop._core import _prims
-from polyloop._core._port import current_port
 from polyloop.pools._cap import ConnectionCap, Seat
 from polyloop.pools._per_loop import PerLoop, per_loop
 from polyloop.pools._where import Home, adopt, guarded
@@ -76,8 +75,9 @@ def client_sessions(
 
     Each session is made at the first call on its loop, and closed at the loop's end, after its tasks. When a connection
     is wanted and all permits are taken, a loop with an idle one closes that. Who waits is served in the order in which
-    they came, over all loops, to within a tenth of a second; for that long a loop may go on to use a connection that it
-    has for requests to the same server. The wait counts for the ``connect`` and ``total`` timeouts of aiohttp.
+    they came, over all loops, to within a tenth of a second, or ten times what connecting takes: for that long a loop
+    may go on to use a connection that it has for requests to the same server. The wait counts for the ``connect`` and
+    ``total`` timeouts of aiohttp.
 
     Args:
         max_connections: The most connections that are open, or being opened, in the process, at least 1. (aiohttp's own
@@ -181,6 +181,7 @@ class _Link:
 
     def got_permit(self) -> None:
         """It may be made."""
+        self.since = _prims.monotonic()
         self._permit.append(None)
         self._connector.links[self] = None
 
@@ -255,7 +256,7 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self, cap: ConnectionCap, hosts: _Hosts | None, options: dict[str, Any]) -> None:
         self.seat = Seat[_Link](cap, self._idle)
-        self.home = Home(self.seat.port, "")
+        self.home = Home.of_this_loop()
         self._hosts = hosts
         # Those with a permit, the oldest first, and those that are made. Entered here, removed by any thread.
         self.links: dict[_Link, None] = {}
@@ -337,6 +338,7 @@ class _Connector(aiohttp.TCPConnector):
             used = self.by_protocol.get(connection.protocol)
             if used is None:
                 used = self.by_protocol[connection.protocol] = link
+                self.seat.cap.made(_prims.monotonic() - link.since)
             used.use(connection.protocol)
             connection.add_callback(used.released)
             return connection
@@ -417,7 +419,7 @@ class _Response(aiohttp.ClientResponse):
     """A response for the loop of its request."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._polyloop_home = Home(current_port(), "")
+        self._polyloop_home = Home.of_this_loop()
         self._polyloop_content: Any = None
         super().__init__(*args, **kwargs)
 
@@ -427,6 +429,11 @@ class _Response(aiohttp.ClientResponse):
             if close is not None:
                 home.port.post(close)
             raise home.refuse("a response of aiohttp", _RESPONSE_ADVICE)
+
+    async def read(self) -> bytes:
+        """See ``aiohttp.ClientResponse``."""
+        self._refuse_elsewhere()  # before aiohttp closes it for a failed read
+        return await super().read()
 
     @property
     def content(self) -> Any:
