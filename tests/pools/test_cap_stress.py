@@ -110,7 +110,7 @@ class Redis(Contender):
             yield client
 
     def core(self, pool: Any) -> ResourcePool[Any]:
-        core: ResourcePool[Any] = pool.connection_pool.resources
+        core: ResourcePool[Any] = pool.connection_pool._pool
         return core
 
     async def echo(self, pool: Any, number: int, slow: bool) -> int:
