@@ -6,8 +6,10 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -382,4 +384,119 @@ def test_a_slow_reader_holds_the_server_back(site: Site, left: TestLoop) -> None
     assert connection._stream is not None
     assert connection._stream.wire._ahead < 2**20
     assert len(left.run(response.aread)) == 50000000 // 256 * 256
+    left.run(client.aclose)
+
+
+# HTTP/2, where h2 is installed
+
+
+@dataclass
+class Http2Site:
+    """A server of HTTP/2, in a loop of its own."""
+
+    url: str = ""
+    open: int = 0
+    peak: int = 0
+    made: int = 0
+    streams: int = 0  # the most at a time on one connection
+
+
+class Http2Peer(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, site: Http2Site) -> None:
+        self.site = site
+        self.active = 0
+
+    def connection_made(self, transport: Any) -> None:
+        h2, config = pytest.importorskip("h2.connection"), pytest.importorskip("h2.config")
+        self.transport = transport
+        self.h2 = h2.H2Connection(config.H2Configuration(client_side=False))
+        self.h2.initiate_connection()
+        transport.write(self.h2.data_to_send())
+        site = self.site
+        site.open, site.made = site.open + 1, site.made + 1
+        site.peak = max(site.peak, site.open)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.site.open -= 1
+
+    def data_received(self, data: bytes) -> None:
+        for event in self.h2.receive_data(data):
+            if type(event).__name__ == "StreamEnded":
+                self.active += 1
+                self.site.streams = max(self.site.streams, self.active)
+                asyncio.get_running_loop().call_later(0.001, self.answer, event.stream_id)
+        self.transport.write(self.h2.data_to_send())
+
+    def answer(self, stream: int) -> None:
+        self.active -= 1
+        if not self.transport.is_closing():
+            self.h2.send_headers(stream, [(":status", "200"), ("content-length", "2")])
+            self.h2.send_data(stream, b"ok", end_stream=True)
+            self.transport.write(self.h2.data_to_send())
+
+
+@pytest.fixture
+def http2(certificates: Certificates) -> Iterator[Http2Site]:
+    pytest.importorskip("h2")
+    site = Http2Site()
+    context = certificates.for_server()
+    context.set_alpn_protocols(["h2"])
+
+    async def start() -> Any:
+        return await asyncio.get_running_loop().create_server(lambda: Http2Peer(site), "127.0.0.1", 0, ssl=context)
+
+    async def stop() -> None:
+        server.close()
+
+    with TestLoop("http2") as loop:
+        server = loop.run(start)
+        site.url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+        yield site
+        loop.run(stop)
+        until(lambda: not site.open)
+
+
+def test_http2_shares_connections_and_the_cap_holds(http2: Http2Site, certificates: Certificates) -> None:
+    """Four loops, two connections, and many requests at a time on each of them."""
+    client = AsyncClient(max_connections=2, http2=True, verify=certificates.for_client(), timeout=PATIENCE)
+
+    async def ask() -> None:
+        for _ in range(10):
+            response = await client.get(http2.url)
+            assert (response.http_version, response.text) == ("HTTP/2", "ok")
+
+    async def main() -> None:
+        async with polyloop.TaskGroup() as group:
+            for _ in range(20):
+                group.create_task(ask())
+        await client.aclose()
+
+    polyloop.run(main(), loops=4)
+    assert http2.peak <= 2
+    assert http2.streams > 1
+    assert made(client) == 0
+
+
+def test_a_busy_http2_connection_does_not_starve_another_loop(
+    http2: Http2Site, certificates: Certificates, left: TestLoop, right: TestLoop
+) -> None:
+    """It is never idle; when another loop has waited for the patience, it takes no more requests until it is."""
+    client = AsyncClient(max_connections=1, http2=True, verify=certificates.for_client(), timeout=PATIENCE)
+    done = threading.Event()
+
+    async def go_on() -> None:
+        while not done.is_set():
+            await client.get(http2.url)
+
+    busy = [left.spawn(go_on) for _ in range(5)]
+    try:
+        for _ in range(3):
+            assert right.run(client.get, http2.url).text == "ok"
+    finally:
+        done.set()
+        for task in busy:
+            task.result(PATIENCE)
+    assert http2.peak == 1
     left.run(client.aclose)

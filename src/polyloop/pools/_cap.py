@@ -200,6 +200,13 @@ class ConnectionCap:
         self._tell(granted)
         return verdict
 
+    def wanted(self, desk: _Desk, since: float) -> bool:
+        """Whether a connection would be closed for somebody else, if it lay idle."""
+        with self._lock:
+            verdict = self._ledger.verdict(desk, None, since, _prims.monotonic())
+        self._tell([])
+        return verdict.what == "give"
+
     # What anybody may say, finalisers included
 
     def freed(self, desk: _Desk, *, ordered: bool) -> None:
@@ -349,6 +356,17 @@ class Seat[C: Pooled]:
         if again_at:
             delay = max(0.0, min(again_at) - _prims.monotonic())
             self._timer = self.port.loop.call_later(delay, self.look, context=self.port.context)
+
+    def share(self, connection: C) -> None:
+        """Have all take a connection who wait for such a one here: it serves several at a time."""
+        key = connection.key
+        for ticket in list(self._lines.get(key, ())):
+            self.cap.leave(_Desk(self, key), ticket)
+            self._serve(key, ticket, connection)
+
+    def wanted(self, connection: C) -> bool:
+        """Whether others have waited for so long that a connection that serves several is to serve no more of them."""
+        return self.cap.crowded and self.cap.wanted(_Desk(self, connection.key), connection.since)
 
     def shut(self) -> None:
         """The client is being closed here: nobody waits any more."""

@@ -125,8 +125,10 @@ class Connection(httpcore.AsyncConnectionInterface):
         """Whether another request may be sent on it."""
         if not self._permit or self._lent or self._over:
             return False
-        # httpcore takes one for idle until the request that was sent to it has got a lock or two.
-        return self._inner.is_available() and not (self._requests and self._inner.is_idle())
+        if not self._requests:
+            return self._inner.is_available()
+        # HTTP/2, which serves several at a time; but httpcore takes any for idle until a request has got a lock or two.
+        return self._inner.is_available() and not self._inner.is_idle() and not self.pool.seat.wanted(self)
 
     def has_expired(self) -> bool:
         """Whether it has lain idle for too long, or the server has closed it."""
@@ -177,6 +179,7 @@ class Connection(httpcore.AsyncConnectionInterface):
         if self.took:
             self.pool.seat.cap.made(self.took)
             self.took = 0.0
+        self._share()
         return response
 
     async def aclose(self) -> None:
@@ -246,9 +249,10 @@ class Connection(httpcore.AsyncConnectionInterface):
             self._done()
 
     def _done(self) -> None:
-        """It lies idle, is being closed, or is to be."""
+        """It lies idle, is being closed, or is to be; or there are others on it."""
         self._requests -= 1
         if self._requests:
+            self._share()
             return
         if self._stream is None:  # the socket was closed before, or never opened
             self._over = True
@@ -259,6 +263,11 @@ class Connection(httpcore.AsyncConnectionInterface):
             self.force()  # httpcore was interrupted while it closed it, or the server has closed it
         elif self.pool.seat.cap.crowded:
             self.pool.seat.look()
+
+    def _share(self) -> None:
+        """Those who wait on this loop may use it, too, if it speaks HTTP/2."""
+        if self.pool.seat.waits(self.key) and self.is_available():
+            self.pool.seat.share(self)
 
     def stream_ended(self) -> None:
         """The server has closed it; if nobody uses it, its permit can go."""
