@@ -145,6 +145,7 @@ def test_a_connection_that_was_kept_for_too_long_is_replaced_within_the_cap(site
     sessions = client_sessions(max_connections=1, keepalive_timeout=0.01)
     for number in (1, 2, 3):
         assert left.run(text, sessions, f"{site.url}/ok") == f"ok on {number}"
+        assert cap(sessions).size == 1
         HttpRules.outlast_patience(AiohttpDriver(), sessions)
     assert site.peak == 1
     left.run(sessions.aclose)
