@@ -229,7 +229,8 @@ class Shared[R]:
     def end(self, state: State) -> None:
         """The pool is ending; states go forward only."""
         with self:
-            self.state = max(self.state, state, key=_STATES.index)
+            if _STATES.index(state) > _STATES.index(self.state):
+                self.state = state
 
     def enter(self, desk: "Desk[R]") -> None:
         """A new desk."""
