@@ -664,6 +664,8 @@ def test_each_kind_of_loop(redis_server: RedisServer, any_loop: TestLoop) -> Non
 
 def test_threads_with_loops_of_their_own(redis_server: RedisServer, flavour: Flavour) -> None:
     """No runtime is needed: each loop gives up what it has idle when another needs it."""
+    if flavour.name == "rloop":
+        pytest.skip("rloop closes descriptors of others when loops end in several threads")
     client = ours.from_url(redis_server.url, max_connections=2)
 
     async def main() -> list[int]:

@@ -639,7 +639,8 @@ def test_each_kind_of_loop(postgres: PostgresServer, url: str, flavour: Flavour,
 
 def test_threads_with_loops_of_their_own(postgres: PostgresServer, url: str, flavour: Flavour) -> None:
     """No runtime is needed: each loop gives up what it has idle when another needs it."""
-    skip_what_cannot_connect(flavour, url)
+    if flavour.name == "rloop":
+        pytest.skip("rloop closes descriptors of others when loops end in several threads")
     engines = ours.create_async_engine(url, max_size=2)
 
     async def main() -> list[int]:
