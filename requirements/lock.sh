@@ -23,6 +23,6 @@ compile clients pyproject.toml --group clients --constraints requirements/test.t
 compile greenlet pyproject.toml --group greenlet
 compile loops pyproject.toml --extra uvloop --extra rloop
 compile docs pyproject.toml --group docs --constraints requirements/bench.txt --constraints requirements/test.txt
-compile lint pyproject.toml --group lint --group test --group clients --extra cli --extra bench \
+compile lint pyproject.toml --group lint --group greenlet --group test --group clients --extra cli --extra bench \
   --constraints requirements/bench.txt --constraints requirements/clients.txt --constraints requirements/docs.txt
 compile uv pyproject.toml --group uv
