@@ -141,12 +141,32 @@ def test_a_host_limit_survives_failures(site: Site, left: TestLoop) -> None:
 
 
 def test_a_connection_that_was_kept_for_too_long_is_replaced_within_the_cap(site: Site, left: TestLoop) -> None:
-    """aiohttp finds it too old after the cap has counted on it: the new one takes a permit at the last moment."""
+    """The old one gives its permit back."""
     sessions = client_sessions(max_connections=1, keepalive_timeout=0.01)
     for number in (1, 2, 3):
         assert left.run(text, sessions, f"{site.url}/ok") == f"ok on {number}"
-        assert cap(sessions).size == 1
         HttpRules.outlast_patience(AiohttpDriver(), sessions)
+    assert site.peak == 1
+    left.run(sessions.aclose)
+
+
+def test_nothing_is_connected_without_a_permit(
+    site: Site, left: TestLoop, right: TestLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should aiohttp find none of the idle connections usable that the cap has counted on, it waits at the gate."""
+
+    async def counts_on_one(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(polyloop.pools.aiohttp._Connector, "_enter", counts_on_one)
+    sessions = client_sessions(max_connections=1)
+    held = left.spawn(text, sessions, f"{site.url}/held/one")
+    site.wait_for_held("one", 1)
+    waiters = [loop.spawn(text, sessions, f"{site.url}/ok") for loop in (left, right, left)]
+    until(lambda: cap(sessions).waiting == 3)
+    site.let_go("one")
+    for task in (held, *waiters):
+        task.result(PATIENCE)
     assert site.peak == 1
     left.run(sessions.aclose)
 
