@@ -13,9 +13,6 @@ the two sees the other: the owner gives a resource up by itself, or is told that
 Why nobody is locked out. A finaliser may run amid any of this: the garbage collector closes a coroutine that has a loan
 or waits for one. All that it does then is to post; see ``finalising`` in ``_desk``.
 
-Why nobody is locked out. A finaliser may run amid any of this: the garbage collector closes a coroutine that has a loan
-or waits for one. What it does then is to post, and nothing else; see ``_desk.finalising``.
-
 Why nothing is lost with a loop. A desk lives until its port says that nothing will run there any more; what it held is
 written off then, and everything that was posted to it concerns nobody. That word may come from a finaliser, which may
 interrupt a thread that has the lock; so it goes through ``_dead``, which is emptied by whoever has the lock next.
