@@ -202,6 +202,18 @@ def test_a_session_on_another_loop_is_refused(site: Site, left: TestLoop, right:
     left.run(sessions.aclose)
 
 
+def test_a_session_that_was_closed_is_replaced(site: Site, left: TestLoop) -> None:
+    """Programs that come from ``async with aiohttp.ClientSession()`` close what is not theirs."""
+    sessions = client_sessions(max_connections=1)
+
+    async def get() -> int:
+        async with sessions() as session, session.get(f"{site.url}/ok") as response:
+            return response.status
+
+    assert [left.run(get), left.run(get)] == [200, 200]
+    left.run(sessions.aclose)
+
+
 def test_a_websocket_belongs_to_the_loop_that_opened_it(left: TestLoop, right: TestLoop) -> None:
     """It counts as a connection until it is closed, and is refused on other loops."""
     from aiohttp import web

@@ -623,3 +623,30 @@ def test_a_race_of_everything(postgres: PostgresServer, rng: random.Random, seco
 def test_a_long_race_of_everything(postgres: PostgresServer, rng: random.Random, seconds: float) -> None:
     """As above, for long."""
     go_through(postgres, rng, seconds)
+
+
+def test_the_client_can_be_had_from_the_same_import() -> None:
+    """``except asyncpg.UniqueViolationError`` works with either."""
+    assert ours.UniqueViolationError is asyncpg.UniqueViolationError
+    with pytest.raises(AttributeError):
+        ours.no_such_name  # noqa: B018
+
+
+def test_options_of_asyncpgs_pool_that_cannot_be_had_are_named(postgres: PostgresServer) -> None:
+    """When the pool is made, not at the first connection."""
+    with pytest.raises(TypeError, match=r"takes no 'max_queries' here: give max_lifetime="):
+        ours.create_pool(postgres.dsn, max_queries=50)
+
+
+def test_connections_that_expire_are_replaced(postgres: PostgresServer) -> None:
+    """Idle ones at once, the others when they are returned."""
+
+    async def main() -> None:
+        async with ours.create_pool(postgres.dsn, max_size=1) as pool:
+            async with pool.acquire() as connection:
+                pid = await connection.fetchval("select pg_backend_pid()")
+                await pool.expire_connections()
+                assert await connection.fetchval("select pg_backend_pid()") == pid
+            assert await pool.fetchval("select pg_backend_pid()") != pid
+
+    polyloop.run(main(), loops=1)

@@ -836,3 +836,69 @@ def test_a_race_of_everything(postgres: PostgresServer, rng: random.Random, seco
 def test_a_long_race_of_everything(postgres: PostgresServer, rng: random.Random, seconds: float) -> None:
     """As above, for long."""
     go_through(postgres, rng, seconds)
+
+
+def test_the_end_is_seen_behind_a_notification_that_nobody_has_read(postgres: PostgresServer) -> None:
+    """What lies before the server's farewell is kept, and does not hide it."""
+
+    async def main() -> None:
+        async with ours.AsyncConnectionPool(postgres.dsn, max_size=1, kwargs={"autocommit": True}) as pool:
+            async with pool.connection() as connection:
+                await connection.execute("listen news")
+                pid = connection.info.backend_pid
+            postgres.execute("notify news")
+            postgres.terminate_one()
+            async with pool.connection() as connection:
+                await connection.execute("select 1")
+                assert connection.info.backend_pid != pid
+            assert pool.stats().broken == 1
+
+    polyloop.run(main(), loops=1)
+
+
+def test_a_notification_is_not_lost_to_the_look_at_its_connection(postgres: PostgresServer) -> None:
+    """libpq keeps what it has read."""
+
+    async def main() -> None:
+        async with ours.AsyncConnectionPool(postgres.dsn, max_size=1, kwargs={"autocommit": True}) as pool:
+            async with pool.connection() as connection:
+                await connection.execute("listen news")
+            postgres.execute("notify news, 'hello'")
+            async with pool.connection() as connection:
+                heard = [notice.payload async for notice in connection.notifies(timeout=0, stop_after=1)]
+                assert heard == ["hello"]
+
+    polyloop.run(main(), loops=1)
+
+
+def test_drain_replaces_the_connections_as_psycopg_pools_does(postgres: PostgresServer) -> None:
+    """Idle ones at once, the others when they are returned; the pool stays open."""
+
+    async def main() -> None:
+        async with ours.AsyncConnectionPool(postgres.dsn, max_size=2) as pool:
+            async with pool.connection() as lent:
+                async with pool.connection():
+                    pass
+                await pool.drain()
+                await lent.execute("select 1")
+                assert pool.stats().size == 1
+            async with pool.connection() as connection:
+                await connection.execute("select 1")
+            assert pool.stats().created == 3
+
+    polyloop.run(main(), loops=1)
+
+
+def test_sizes_and_options_of_psycopg_pool(postgres: PostgresServer) -> None:
+    """``max_size`` is at least ``min_size``; what cannot be had is named."""
+    assert ours.AsyncConnectionPool(postgres.dsn, min_size=20).max_size == 20
+    assert ours.AsyncConnectionPool(postgres.dsn, min_size=3, max_size=None).max_size == 3
+    with pytest.raises(TypeError, match="kwargs must be a mapping here"):
+        ours.AsyncConnectionPool(postgres.dsn, kwargs=dict)
+
+
+def test_the_client_can_be_had_from_the_same_import() -> None:
+    """Its errors and types stand beside the pool."""
+    assert ours.OperationalError is importlib.import_module("psycopg").OperationalError
+    with pytest.raises(AttributeError):
+        ours.no_such_name  # noqa: B018

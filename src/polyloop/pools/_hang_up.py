@@ -11,6 +11,7 @@ our half of the connection by itself.
 import asyncio
 import contextlib
 import os
+import select
 import socket
 
 #: How long a server may take to let go, in seconds; for one that is dead or busy with a long query. A guess.
@@ -57,6 +58,15 @@ def has_hung_up(sock: socket.socket, farewell: bytes = b"") -> bool:
     except OSError:
         return True
     return not seen or seen in farewell
+
+
+def is_readable(sock: socket.socket) -> bool:
+    """Whether there is something to read, the other side's end included; waits for nothing."""
+    if not hasattr(select, "poll"):  # pragma: no cover - Windows
+        return bool(select.select([sock], [], [], 0)[0])
+    poll = select.poll()  # which takes any descriptor
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def until_hung_up(sock: socket.socket, limit: float = LIMIT) -> bool:

@@ -45,8 +45,8 @@ _SERVE, _GIVE, _KEEP = Verdict("serve"), Verdict("give"), Verdict("keep")
 class Ledger[D: Hashable, T: Hashable]:
     """The permits of one pool, and the applications for them. Not safe for threads.
 
-    For each desk: as many applications as it has more waiters than grants, and those are of its latest. So a desk serves
-    its waiters in the order in which they applied, but for those that are about to leave.
+    For each desk: as many applications as it has more waiters than grants, and those are of its latest. So a desk
+    serves its waiters in the order in which they applied, but for those that are about to leave.
 
     Args:
         permits: How many there are.

@@ -181,6 +181,11 @@ class PerLoop[T](_Holder[T]):
         """
         return self._get()
 
+    def _anew(self) -> T:
+        """Another instance for the running loop, whose own is of no use any more."""
+        self._instances[current_port()].made = False
+        return self._get()
+
 
 class AsyncPerLoop[T](_Holder["asyncio.Task[T]"]):
     """``PerLoop`` for an async factory: ``await`` the call. Calls that come at once share one run of the factory.

@@ -309,6 +309,19 @@ class ResourcePool[R]:
                 for done in waits:
                     await done.wait()
 
+    async def refresh(self) -> None:
+        """Replace everything: close what lies idle now, and what is on loan when it is returned. The pool stays open.
+
+        After a password, a schema or a server has changed. Bounded.
+
+        Cancellation: the loops go on closing.
+        Thread safety: any loop, several at once.
+        """
+        for desk in list(self._desks.values()):
+            for slot in desk.loans.copy():
+                slot.expires_at = 0.0
+        await self.close_idle()
+
     def _tell_desks(self, what: Callable[[Desk[R]], object]) -> None:
         for desk in list(self._desks.values()):
             desk.port.post(what, desk)

@@ -28,7 +28,7 @@ from typing import Any, cast
 
 from polyloop._core import _prims
 from polyloop.pools._cap import ConnectionCap, Seat
-from polyloop.pools._per_loop import PerLoop, per_loop
+from polyloop.pools._per_loop import PerLoop
 from polyloop.pools._where import Home, adopt, guarded
 from polyloop.sync import Semaphore
 
@@ -88,7 +88,8 @@ def client_sessions(
             ``aiohttp.ClientSession`` (``headers``, ``timeout``, ``base_url``, ...). ``cookie_jar`` and ``resolver``
             belong to a loop, so they are functions here that make one. Each loop has cookies of its own.
     Returns:
-        Call it for the session of the running loop; ``aclose`` it to close all.
+        Call it for the session of the running loop, and do not close that: ``aclose`` this to close all. (One that was
+        closed all the same, by ``async with sessions() as session``, is replaced at the next call.)
     Raises:
         TypeError: an option would tie all sessions to one loop.
         ValueError: a number is out of range.
@@ -106,7 +107,15 @@ def client_sessions(
     for name in ("cookie_jar", "resolver"):
         if options.get(name) is not None and not callable(options[name]):
             raise TypeError(f"{name} belongs to a loop; give a function that makes one, not {options[name]!r}")
-    return per_loop(_Makers(max_connections, max_connections_per_host, options).make)
+    return _Sessions(_Makers(max_connections, max_connections_per_host, options).make)
+
+
+class _Sessions(PerLoop[aiohttp.ClientSession]):
+    """Makes a new session for a loop whose own was closed, by an ``async with`` that was there before."""
+
+    def __call__(self) -> aiohttp.ClientSession:
+        session = super().__call__()
+        return self._anew() if session.closed else session
 
 
 class _Makers:
@@ -467,3 +476,10 @@ def _web_socket(*args: Any, **kwargs: Any) -> aiohttp.ClientWebSocketResponse:
     socket = _GuardedWebSocket(*args, **kwargs)
     adopt(socket)
     return socket
+
+
+def __getattr__(name: str) -> Any:
+    """What this module has not is aiohttp's own: its errors and types, so that one import is enough."""
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(aiohttp, name)

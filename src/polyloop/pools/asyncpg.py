@@ -65,6 +65,12 @@ _METHODS = (
     "transaction",
 )
 
+#: Options of asyncpg's pool that this has not, and what to do instead.
+_REFUSED = {
+    "max_queries": "give max_lifetime=, in seconds",
+    "connect": "give what asyncpg.connect takes, or a ResourcePool with a create() of your own",
+}
+
 #: Of the time for closing a connection: what each of the two steps may take.
 _SHARE = 0.4
 
@@ -171,7 +177,7 @@ class _Connector:
 
 
 class Pool(ResourcePool[_Connection]):
-    """A ``ResourcePool`` of asyncpg's connections, with the methods of asyncpg's pool; made by ``create_pool``.
+    """A ``ResourcePool`` of asyncpg's connections, with the everyday methods of asyncpg's pool; see ``create_pool``.
 
     What it lends are asyncpg's own connections (of a subclass that raises ``ForeignLoopError`` on another loop than
     their own), not proxies of them: after it was returned, do not use one again.
@@ -216,6 +222,10 @@ class Pool(ResourcePool[_Connection]):
             return
         async with asyncio.timeout(timeout):
             await super().release(resource)
+
+    async def expire_connections(self) -> None:
+        """Replace all connections; see ``ResourcePool.refresh``."""
+        await self.refresh()
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:
         """``Connection.execute`` on a connection of its own.
@@ -321,7 +331,8 @@ def create_pool(
         name: Shown in errors and logs; by default ``asyncpg``.
         connect_kwargs: Other arguments of ``asyncpg.connect``. A ``connection_class`` is subclassed.
     Raises:
-        TypeError: ``loop`` was given; connections belong to the loops that borrow them.
+        TypeError: ``loop`` was given, since connections belong to the loops that borrow them; or an option of asyncpg's
+            pool that this has not.
         ValueError: a number is out of range.
     Thread safety: any thread.
 
@@ -331,6 +342,9 @@ def create_pool(
         raise TypeError(
             "create_pool() takes no loop: each connection belongs to the loop that borrows it; leave it out"
         )
+    for option, instead in _REFUSED.items():
+        if option in connect_kwargs:
+            raise TypeError(f"create_pool() takes no {option!r} here: {instead}")
     return Pool(
         _Connector(dsn, init, reset, {**connect_kwargs, "timeout": timeout}, upkeep_timeout),
         setup,
@@ -343,3 +357,10 @@ def create_pool(
         upkeep_timeout=upkeep_timeout,
         name=name or "asyncpg",
     )
+
+
+def __getattr__(name: str) -> Any:
+    """What this module has not is asyncpg's own: its errors and types, so that one import is enough."""
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_client, name)

@@ -283,3 +283,10 @@ class AsyncClient(httpx.AsyncClient):
         )
         super().__init__(transport=transport, trust_env=trust_env, **options)
         self.transport = transport
+
+
+def __getattr__(name: str) -> Any:
+    """What this module has not is httpx's own: its errors and types, so that one import is enough."""
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(httpx, name)

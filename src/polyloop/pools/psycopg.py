@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, Self
 
 from polyloop._core._port import logger
-from polyloop.pools._hang_up import FAREWELL, has_hung_up, spare, until_hung_up
+from polyloop.pools._hang_up import FAREWELL, has_hung_up, is_readable, spare, until_hung_up
 from polyloop.pools._pool import ResourcePool
 from polyloop.pools._where import adopt, guarded
 
@@ -80,6 +80,9 @@ _ADVICE = "take one on the loop that uses it: 'async with pool.connection()'"
 
 #: Of the time for closing a connection: what each of the steps may take.
 _SHARE = 0.3
+
+#: How much of what lies before the end of an idle connection is looked at: reads of libpq's, bytes. There is little.
+_READS, _PEEK = 8, 16384
 
 _ACTIVE, _IDLE = TransactionStatus.ACTIVE, TransactionStatus.IDLE
 
@@ -165,7 +168,9 @@ class _Connector:
     def is_closed(self, connection: Any) -> bool:
         # psycopg learns of the end at the next query; the socket knows at once.
         sock = connection.polyloop_spare
-        return connection.closed or (sock is not None and has_hung_up(sock, FAREWELL))
+        if connection.closed or sock is None:
+            return bool(connection.closed)
+        return has_hung_up(sock, FAREWELL) or (is_readable(sock) and _has_ended(connection, sock))
 
     async def reset(self, connection: _Connection) -> None:
         status = connection.pgconn.transaction_status
@@ -234,7 +239,7 @@ def _check_idle(connection: _Connection, who: str, what: object) -> None:
 
 
 class AsyncConnectionPool(ResourcePool[_Connection]):
-    """A ``ResourcePool`` of psycopg's connections, with the methods of psycopg_pool's.
+    """A ``ResourcePool`` of psycopg's connections, with the names of psycopg_pool's.
 
     It needs no opening: without it, whoever asks first waits for the first connection. A connection that fails to be
     made raises psycopg's error in whoever waited for it; nothing is tried again behind the scenes.
@@ -245,7 +250,7 @@ class AsyncConnectionPool(ResourcePool[_Connection]):
             ``ForeignLoopError`` on another loop than their own.
         kwargs: Other arguments of ``connect``.
         min_size: How many connections are kept ready; ``async with pool`` makes them, and fails if it cannot.
-        max_size: The most that the process may have, over all loops.
+        max_size: The most that the process may have, over all loops; at least ``min_size``. ``None``: as many as that.
         open: Accepted since programs for psycopg_pool have it; it means nothing here.
         configure: Called with each new connection, once. It must leave no transaction open.
         check: Called with a connection that is to be lent again; if it raises, it is dropped, and the next is tried.
@@ -275,7 +280,7 @@ class AsyncConnectionPool(ResourcePool[_Connection]):
         connection_class: type[_Connection] = AsyncConnection,
         kwargs: Mapping[str, Any] | None = None,
         min_size: int = 0,
-        max_size: int = 10,
+        max_size: int | None = 10,
         open: bool | None = None,  # noqa: A002 - psycopg_pool's name
         configure: _Hook | None = None,
         check: _Hook | None = None,
@@ -289,6 +294,8 @@ class AsyncConnectionPool(ResourcePool[_Connection]):
         patience: float = 0.25,
         upkeep_timeout: float = 5.0,
     ) -> None:
+        if callable(kwargs):
+            raise TypeError(f"kwargs must be a mapping here, not a function, got {kwargs!r}; pass what it returns")
         connector = _Connector(conninfo, connection_class, kwargs or {}, configure, reset, upkeep_timeout)
         super().__init__(
             connector.connect,
@@ -296,7 +303,7 @@ class AsyncConnectionPool(ResourcePool[_Connection]):
             check=None if check is None else functools.partial(_passes, check),
             reset=connector.reset,
             is_closed=connector.is_closed,
-            max_size=max_size,
+            max_size=max(min_size, 1 if max_size is None else max_size),
             min_idle=min_size,
             max_idle_time=max_idle,
             max_lifetime=max_lifetime,
@@ -324,6 +331,8 @@ class AsyncConnectionPool(ResourcePool[_Connection]):
         try:
             try:
                 yield connection
+            except GeneratorExit:  # it is being closed, and may wait for nothing: the pool drops the connection
+                raise
             except BaseException:
                 await _roll_back(connection)
                 raise
@@ -372,6 +381,17 @@ class AsyncConnectionPool(ResourcePool[_Connection]):
                 raise
             raise PoolTimeout(f"the first connections were not made within {timeout!r} s: {self!r}") from error
 
+    async def wait(self, timeout: float = 30.0) -> None:
+        """Wait until ``min_size`` connections are ready, as ``open`` does."""
+        await self.open(timeout=timeout)
+
+    async def drain(self) -> None:
+        """Replace all connections, as psycopg_pool's does: idle ones now, the others when they are returned.
+
+        (``ResourcePool.drain`` ends a pool. Here, ``close`` does.)
+        """
+        await self.refresh()
+
     @staticmethod
     async def check_connection(conn: _Connection) -> None:
         """Ask the server whether a connection works; for ``check``.
@@ -391,6 +411,34 @@ class AsyncConnectionPool(ResourcePool[_Connection]):
             psycopg.Error: it could not.
         """
         await _execute_outside(conn, _FORGET)
+
+
+def _has_ended(connection: _Connection, sock: socket.socket) -> bool:
+    """Whether the end follows what lies there to be read: notifications, say, or records of TLS."""
+    if not connection.pgconn.ssl_in_use:
+        return FAREWELL in _messages(sock)
+    try:  # libpq reads, and keeps what it has read; a notification then comes with the next answer
+        for _ in range(_READS):
+            if not is_readable(sock):
+                break
+            connection.pgconn.consume_input()
+    except psycopg.Error:
+        return True
+    return connection.closed
+
+
+def _messages(sock: socket.socket) -> list[bytes]:
+    """The kinds of the messages that lie there, which stay there: a letter and a length each."""
+    kinds: list[bytes] = []
+    try:
+        seen = sock.recv(_PEEK, socket.MSG_PEEK)
+    except OSError:
+        return kinds
+    at = 0
+    while at + 5 <= len(seen):
+        kinds.append(seen[at : at + 1])
+        at += 1 + int.from_bytes(seen[at + 1 : at + 5])
+    return kinds
 
 
 async def _passes(check: _Hook, connection: _Connection) -> None:
@@ -418,3 +466,10 @@ async def _roll_back(connection: _Connection) -> None:
             await connection.rollback()
         except Exception as error:
             logger.warning("polyloop: a transaction could not be rolled back on %s: %r", connection, error)
+
+
+def __getattr__(name: str) -> Any:
+    """What this module has not is psycopg's own: its errors and types, so that one import is enough."""
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(psycopg, name)
