@@ -121,9 +121,10 @@ def test_a_wait_that_is_too_long_is_the_clients_error(redis_server: RedisServer)
 
     async def main() -> None:
         url = redis_server.url
-        async with ours.from_url(url, max_connections=1, timeout=0.01, max_waiting=1, name="small") as client:
+        async with ours.from_url(url, max_connections=1, max_waiting=1, name="small") as client:
             async with client.pubsub() as listener:
                 await listener.subscribe("news")
+                client.connection_pool.timeout = 0.01
                 with pytest.raises(
                     exceptions.ConnectionError, match=r"No connection available within 0\.01 s.*'small'"
                 ):
@@ -770,3 +771,10 @@ def test_a_race_of_everything(redis_server: RedisServer, rng: random.Random, sec
 def test_a_long_race_of_everything(redis_server: RedisServer, rng: random.Random, seconds: float) -> None:
     """As above, for long."""
     go_through(redis_server, rng, seconds)
+
+
+def test_a_client_that_would_have_a_pool_of_one_loop_is_refused(redis_server: RedisServer) -> None:
+    """Neither ``Redis(host=...)`` nor ``Redis.from_url`` gives redis-py's own pool."""
+    with pytest.raises(TypeError, match=r"polyloop\.pools\.redis\.from_url"):
+        ours.Redis(host="127.0.0.1")
+    assert isinstance(ours.Redis.from_url(redis_server.url).connection_pool, ours.ConnectionPool)

@@ -22,9 +22,11 @@ import contextlib
 import copy
 import functools
 import importlib
+import select
 import socket
+import sys
 import types
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -179,7 +181,7 @@ class ConnectionPool(redis.asyncio.ConnectionPool):
         max_idle_time: Seconds that a connection may lie idle before it is closed; ``None``: as long as it likes.
         max_lifetime: Seconds after which one is replaced; ``None``: never.
         patience: Seconds by which a caller may be overtaken by one of another loop; see ``ResourcePool``.
-        upkeep_timeout: Seconds that checking or closing one may take; then it is dropped.
+        upkeep_timeout: Seconds that closing one may take; then it is dropped.
         name: Shown in errors and logs.
         connection_kwargs: For ``connection_class``. A ``credential_provider`` is asked on each loop.
     Raises:
@@ -209,8 +211,6 @@ class ConnectionPool(redis.asyncio.ConnectionPool):
             self._create,
             self._close,
             max_size=max_connections,
-            check=_has_nothing_to_say,
-            check_after=0.0,
             is_closed=self._is_spent,
             max_idle_time=max_idle_time,
             max_lifetime=max_lifetime,
@@ -380,13 +380,32 @@ class ConnectionPool(redis.asyncio.ConnectionPool):
         return connection.end()
 
     def _is_spent(self, connection: _Pooled) -> bool:
-        return not connection.ready or connection.era is not self._era
+        return not connection.ready or connection.era is not self._era or _has_something_to_say(connection)
 
 
-async def _has_nothing_to_say(connection: _Pooled) -> bool:
-    """Whether the server has neither hung up nor sent what nobody has read."""
-    can_read: Callable[[], Awaitable[bool]] = getattr(connection, "can_read", connection.can_read_destructive)
-    return not await can_read()
+def _has_something_to_say(connection: _Pooled) -> bool:
+    """Whether the server has hung up, or sent what nobody has read; also if the loop has not heard of it yet."""
+    writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
+    if writer is not None and _is_readable(writer.get_extra_info("socket").fileno()):
+        return True
+    can_read: Callable[[], Coroutine[Any, Any, bool]] = getattr(connection, "can_read", connection.can_read_destructive)
+    looking = can_read()
+    try:
+        looking.send(None)
+    except StopIteration as answer:
+        return bool(answer.value)
+    except Exception:  # what redis-py makes of a closed connection
+        return True
+    looking.close()  # it waits for more, as no version does
+    return True
+
+
+def _is_readable(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()  # which takes any descriptor
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 _STREAMING = (
@@ -428,8 +447,18 @@ class Redis(redis.asyncio.Redis):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # pyright: ignore[reportUnknownMemberType]
+        if not isinstance(self.connection_pool, ConnectionPool):
+            raise TypeError(
+                "this client is for polyloop's pool, which redis-py's own, of one loop, would stand in for: call"
+                " polyloop.pools.redis.from_url(url, max_connections=10), or give connection_pool=ConnectionPool(...)"
+            )
         self._users = 0  # blocks that use it; under the lock
         self._users_lock = _prims.Lock()
+
+    @classmethod
+    def from_url(cls, url: str, *args: Any, **kwargs: Any) -> "Redis":  # type: ignore[override]
+        """``polyloop.pools.redis.from_url``."""
+        return from_url(url, *args, **kwargs)
 
     async def initialize(self) -> Self:
         """Called by each command; takes the connection of a client with a single one.
@@ -509,7 +538,7 @@ def from_url(
         max_idle_time: Seconds that a connection may lie idle before it is closed; ``None``: as long as it likes.
         max_lifetime: Seconds after which one is replaced; ``None``: never.
         patience: Seconds by which a caller may be overtaken by one of another loop; see ``ResourcePool``.
-        upkeep_timeout: Seconds that checking or closing one may take; then it is dropped.
+        upkeep_timeout: Seconds that closing one may take; then it is dropped.
         name: Shown in errors and logs.
         kwargs: Other arguments of redis-py's connections, such as ``decode_responses`` or ``socket_timeout``.
     Returns:
