@@ -456,7 +456,7 @@ class Redis(redis.asyncio.Redis):
         self._users_lock = _prims.Lock()
 
     @classmethod
-    def from_url(cls, url: str, *args: Any, **kwargs: Any) -> "Redis":  # type: ignore[override]
+    def from_url(cls, url: str, *args: Any, **kwargs: Any) -> "Redis":
         """``polyloop.pools.redis.from_url``."""
         return from_url(url, *args, **kwargs)
 
@@ -565,3 +565,10 @@ def from_url(
         **kwargs,
     )
     return cast("Redis", Redis.from_pool(pool))
+
+
+def __getattr__(name: str) -> Any:
+    """What this module has not is redis-py's own: its errors and types, so that one import is enough."""
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(redis, name)
