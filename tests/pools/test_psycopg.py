@@ -865,7 +865,7 @@ def test_a_notification_is_not_lost_to_the_look_at_its_connection(postgres: Post
                 await connection.execute("listen news")
             postgres.execute("notify news, 'hello'")
             async with pool.connection() as connection:
-                heard = [notice.payload async for notice in connection.notifies(timeout=0, stop_after=1)]
+                heard = [notice.payload async for notice in connection.notifies(timeout=20, stop_after=1)]
                 assert heard == ["hello"]
 
     polyloop.run(main(), loops=1)
