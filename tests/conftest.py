@@ -47,6 +47,9 @@ SLOW_FILES = frozenset(
     for name in ("asgi_bad_input", "drain", "hang", "hanging", "serve", "serve_options", "serve_restart", "server_end")
 ) | {"test_successor"}
 
+#: Clients that do the same on every build; SQLAlchemy needs one with a GIL.
+SLOW_CLIENTS = frozenset(f"test_{name}" for name in ("aiohttp", "asyncpg", "httpx", "psycopg", "redis"))
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long and is the same on every build: all orders of something, the benchmarks, a cluster."""
@@ -54,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         stem = item.path.stem
         if item.name.partition("[")[0].endswith(("_in_any_order", "_in_every_order")):
             item.add_marker(pytest.mark.slow)
-        if stem in SLOW_FILES:
+        if stem in SLOW_FILES or (stem in SLOW_CLIENTS and item.path.parent.name == "pools"):
             item.add_marker(pytest.mark.slow)
         if stem.endswith("_interleavings") or stem.startswith("test_bench") or item.path.parent.name == "distributed":
             item.add_marker(pytest.mark.slow)
