@@ -114,7 +114,12 @@ def test_the_reference_names_nothing_that_is_gone() -> None:
     reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     for path in re.findall(r"^\.\. auto\w+::\s+([\w.]+)$", reference, re.MULTILINE):
         module, name = path.rsplit(".", 1)
-        assert hasattr(importlib.import_module(module), name), path
+        try:
+            found = importlib.import_module(module)
+        except ImportError as error:  # an extra that cannot be had here: its module says so
+            assert "pip install" in str(error), path
+            continue
+        assert hasattr(found, name), path
 
 
 def test_the_package_is_typed() -> None:
