@@ -138,7 +138,10 @@ class Ledger[D: Hashable, T: Hashable]:
         """Hand the free permits to the oldest applications; a desk is in the list once for each."""
         granted: list[D] = []
         while self.free and self._applied:
-            desk = self._next({each: self._first_of(each) for each in self._applied}, self._held)
+            if len(self._applied) == 1:
+                (desk,) = self._applied
+            else:
+                desk = self._next({each: self._first_of(each) for each in self._applied}, self._held)
             self._cover_oldest(desk, now)
             self._grant(desk)
             granted.append(desk)
@@ -229,7 +232,7 @@ class Ledger[D: Hashable, T: Hashable]:
         """
         if not self._others_apply(desk):
             return _KEEP if own is None else _SERVE
-        pending, expecting = self._pending(desk)
+        pending, expecting = self._pending(desk) if self._coming else (self._others(desk), set[D]())
         if own is not None:
             return _SERVE if self._may_come_first(desk, own, pending, expecting, now) else _GIVE
         if not pending:
@@ -270,6 +273,10 @@ class Ledger[D: Hashable, T: Hashable]:
 
     def _others_apply(self, desk: D) -> bool:
         return len(self._applied) > (desk in self._applied)
+
+    def _others(self, desk: D) -> dict[D, float]:
+        """The other desks that apply, and when the oldest application of each was made."""
+        return {other: next(iter(applied.values())) for other, applied in self._applied.items() if other != desk}
 
     def _pending(self, desk: D) -> tuple[dict[D, float], set[D]]:
         """The other desks' oldest applications that what is being closed will not serve; and whom that will serve."""

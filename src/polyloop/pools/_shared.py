@@ -144,9 +144,12 @@ class Shared[R]:
             PoolClosedError: the pool is ending. Told here, under the lock: who applied before is served or told.
             PoolBusyError: too many wait already.
         """
+        most, busy, waiting = self.rules.max_waiting, False, 0
         with self as ledger:
-            waiting, most, state = ledger.uncovered, self.rules.max_waiting, self.state
-            busy = most is not None and waiting >= most and not desk.idle and ledger.would_wait(desk)
+            state = self.state
+            if most is not None:
+                waiting = ledger.uncovered
+                busy = waiting >= most and not desk.idle and ledger.would_wait(desk)
             if state == "open" and not busy:
                 ledger.apply(desk, ticket, ticket.at)
         if state != "open":
@@ -160,9 +163,11 @@ class Shared[R]:
             # After the alerts were filled: see the module's theory. To each that has something, for one that is told
             # may have lent it by then, or be busy with something else.
             for other in list(self.desks.values()):
-                if other.idle and other is not desk:
+                if other is desk:
+                    continue
+                if other.idle:
                     other.balance_soon()
-                if other.port.loop.is_closed():  # without a word, which not every kind of loop gives
+                elif other.port.loop.is_closed():  # without a word, which not every kind of loop gives
                     self.lost(other)
 
     def leave(self, desk: "Desk[R]", ticket: "Ticket[R]") -> None:
