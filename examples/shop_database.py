@@ -65,10 +65,12 @@ async def stocked(pool: asyncpg.Pool) -> AsyncIterator[None]:
 async def main(dsn: str) -> None:
     settings = {"application_name": "polyloop example"}
     async with asyncpg.create_pool(dsn, max_size=CAP, server_settings=settings) as pool, stocked(pool):
-        async with polyloop.ASGIServer(lambda: app_for(pool), factory=True, port=0, access_log=False) as server:
-            base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            async with httpx.AsyncClient(base_url=base) as client:  # its connections go to all loops
-                left: list[list[int]] = await asyncio.gather(*(customer(client, number) for number in range(CUSTOMERS)))
+        async with (
+            httpx.AsyncClient() as client,  # its connections go to all loops
+            polyloop.ASGIServer(lambda: app_for(pool), factory=True, port=0, access_log=False) as server,
+        ):
+            client.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            left: list[list[int]] = await asyncio.gather(*(customer(client, number) for number in range(CUSTOMERS)))
         connections = await pool.fetchval(
             "select count(*) from pg_stat_activity where application_name = $1", settings["application_name"]
         )

@@ -69,15 +69,17 @@ def make_app() -> Starlette:
 
 
 async def try_it() -> None:
-    async with polyloop.ASGIServer(make_app, factory=True, port=0, access_log=False) as server:
-        base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with httpx.AsyncClient(base_url=base) as client:  # its connections go to all loops
+    async with (
+        httpx.AsyncClient() as client,  # its connections go to all loops
+        polyloop.ASGIServer(make_app, factory=True, port=0, access_log=False) as server,
+    ):
+        client.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
-            async def ask(path: str) -> Any:
-                return (await client.get(path)).raise_for_status().json()
+        async def ask(path: str) -> Any:
+            return (await client.get(path)).raise_for_status().json()
 
-            questions = [*("/primes?below=1000" for _ in range(20)), "/report", "/twice"]
-            answers = await asyncio.gather(*map(ask, questions))
+        questions = [*("/primes?below=1000" for _ in range(20)), "/report", "/twice"]
+        answers = await asyncio.gather(*map(ask, questions))
         loads = [load.accepted for load in server.loads]
     assert all(answer["primes"] == 168 for answer in answers[:20])
     assert answers[20]["primes"] == 669
