@@ -86,6 +86,7 @@ class Desk[R]:
         self.rules = rules = dataclasses.replace(shared.rules)  # a copy: what loops share costs each of them more
         self.port = current_port()
         self.here = here  # gives the desk of the running loop
+        self.is_current = self.port.is_current
         self.resets = rules.reset is not None
         self.alert: deque[None] = deque()  # a token while somebody applies, or the pool is ending; see _shared
         self.idle: deque[Slot[R]] = deque()  # the last to come back is the first to go; its length is read by others
@@ -256,15 +257,22 @@ class Desk[R]:
 
     def give_back(self, slot: Slot[R]) -> None:
         """A loan has ended."""
-        if not self._take_back(slot):  # the pool has closed it meanwhile
+        slot.holder = None
+        try:  # _take_back() by hand: this is run for each loan
+            del self.loans[slot]
+        except KeyError:  # the pool has closed it meanwhile
             return
         now = slot.idle_since = _monotonic()
         if self._looks and self._has_ended(slot):
             self._discard(slot, "broken")
         elif slot.expires_at is not None and now >= slot.expires_at:
             self._discard(slot, "expired")
-        else:
-            self._stock(slot)
+        else:  # _stock() by hand
+            self.idle.append(slot)
+            if self.alert or self._line or self._ending:
+                self.balance()
+            if self._expires and (self._expiry is None or (slot.expires_at or _NEVER) < self._expiry_at) and self.idle:
+                self._arm_expiry()
 
     async def _reset(self, slot: Slot[R]) -> None:
         """End a loan whose resource has to be reset; cancelled, or in vain, it is dropped."""

@@ -29,7 +29,7 @@ class Loan[R]:
         if self._slot is not None:
             raise RuntimeError("this loan was taken before; call acquire() for another")
         desk = self._desk
-        if not desk.port.is_current():  # it was asked for on another loop
+        if not desk.is_current():  # it was asked for on another loop
             desk = desk.here()
         slot = self._slot = desk.borrow_nowait(self) or await desk.borrow(self)
         return slot.resource
@@ -40,7 +40,7 @@ class Loan[R]:
         slot = self._slot
         if slot is not None and slot.holder is self:
             desk = slot.desk
-            if desk.resets or kind is GeneratorExit or not desk.port.is_current():
+            if desk.resets or kind is GeneratorExit or not desk.is_current():
                 await desk.end_loan(slot)
             else:
                 desk.give_back(slot)
