@@ -106,7 +106,7 @@ def serve(context: click.Context, /, **given: Any) -> int:
         target=given["target"],
         factory=given["factory"],
         loops=given["loops"],
-        library=given["library"],
+        loop_library=given["library"],
         fd=given["fd"],
         tls=Tls(
             certfile=given["ssl_certfile"],

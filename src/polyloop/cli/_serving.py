@@ -46,7 +46,7 @@ class Settings:
     target: str
     factory: bool
     loops: int | None
-    library: str
+    loop_library: str
     fd: int | None
     tls: Tls
     on_start: str | None
@@ -79,7 +79,7 @@ def serve_settings(settings: Settings, sockets: Sequence[socket.socket] = ()) ->
         CliError: an option is wrong, or the server could not start.
     """
     configure_logging(settings.log_level)
-    factory = loop_factory(settings.library)
+    factory = loop_factory(settings.loop_library)
     options = settings.options.copy()
     options["ssl"] = make_tls(settings.tls)
     try:
