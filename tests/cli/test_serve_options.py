@@ -223,7 +223,7 @@ def test_an_error_is_one_of_the_options_only_before_the_application_began(
         target="tests.cli.test_serve_options:asgi",
         factory=False,
         loops=1,
-        library="asyncio",
+        loop_library="asyncio",
         fd=None,
         tls=_serving.Tls(),
         on_start=None,
