@@ -22,6 +22,7 @@ from tests.pools.redis_service import RedisServer
 
 import polyloop
 from polyloop.pools import ResourcePool
+from polyloop.pools._ledger import Ledger
 
 LOOPS, CAP, CLIENTS = 4, 6, 32
 QUERIES = 100_000
@@ -130,27 +131,27 @@ def judged(pool: ResourcePool[Any]) -> Iterator[list[float]]:
     Less what is added to the patience where connecting takes long. Under the pool's lock, so what is seen there is what
     was decided upon.
     """
-    ledger: Any = pool._shared._ledger
-    verdict = ledger.verdict
+    judged_one: Any = pool._shared._ledger
+    verdict = Ledger.verdict
     overtaken: list[float] = []
 
-    def judge(desk: Any, own: float | None, since: float, now: float) -> Any:
-        decided = verdict(desk, own, since, now)
-        if decided.what == "serve" and own is not None:
+    def judge(ledger: Any, desk: Any, own: float | None, since: float, now: float) -> Any:
+        decided = verdict(ledger, desk, own, since, now)
+        if ledger is judged_one and decided.what == "serve" and own is not None:
             _, expecting = ledger._pending(desk)
-            excepted = {desk, *expecting, *ledger._granted}
+            excepted = {desk, *expecting, *(other for other, account in ledger._accounts.items() if account.granted)}
             passed_over = [
-                at for other, line in ledger._applied.items() if other not in excepted for at in line.values()
+                at for other in ledger._accounts if other not in excepted for at in ledger.applications(other).values()
             ]
             if passed_over:
                 overtaken.append(own - min(passed_over) - (ledger.patience - PATIENCE))
         return decided
 
-    ledger.verdict = judge
+    Ledger.verdict = judge  # type: ignore[method-assign,assignment]
     try:
         yield overtaken
     finally:
-        del ledger.verdict
+        Ledger.verdict = verdict  # type: ignore[method-assign]
 
 
 class Progress:

@@ -25,10 +25,6 @@ class Desk:
         self.making = 0
         self.closing = 0
 
-    def first(self) -> tuple[int, float] | None:
-        """Who is served next."""
-        return next((each for each in self.line if each[0] not in self.doomed), None)
-
     def key(self, now: float) -> object:
         """What matters of it, without names and absolute times."""
         line = tuple((now - at, ticket in self.doomed) for ticket, at in self.line)
@@ -80,7 +76,7 @@ class World:
     def made(self, name: int) -> None:
         desk = self.desks[name]
         desk.making -= 1
-        first = desk.first()
+        first = self._first(name)
         self.ledger.fulfil(name, None if first is None else first[0])
         if first is not None:
             desk.line.remove(first)
@@ -92,7 +88,7 @@ class World:
     def not_made(self, name: int) -> None:
         desk = self.desks[name]
         desk.making -= 1
-        first = desk.first()
+        first = self._first(name)
         self.ledger.fulfil(name, None if first is None else first[0])
         if first is not None:
             desk.line.remove(first)
@@ -119,6 +115,13 @@ class World:
 
     # What desks do
 
+    def _first(self, name: int) -> tuple[int, float] | None:
+        """Who is served next; those before it that are cancelled leave hereby."""
+        line = self.desks[name].line
+        while line and line[0][0] in self.desks[name].doomed:
+            self.give_up(name, 0)
+        return line[0] if line else None
+
     def _grant(self) -> None:
         for name in self.ledger.grants(self.now):
             self.desks[name].making += 1
@@ -130,7 +133,9 @@ class World:
     def _balance(self, name: int) -> None:
         desk = self.desks[name]
         while desk.idle and (desk.line or self.ledger.crowded):
-            first = desk.first()
+            first = self._first(name)
+            if not desk.line and not self.ledger.crowded:
+                return
             what, _ = self.ledger.verdict(name, None if first is None else first[1], desk.idle[0], self.now)
             if what == "serve":
                 assert first is not None
@@ -164,7 +169,8 @@ class World:
             if self._applied(other, ticket)
         )
         expecting = {other for _, other in waiting[:coming]} | {n for n, desk in enumerate(self.desks) if desk.making}
-        hanging = {n for n, at in self.ledger._granted.items() if len(at) == 1 and self.now - at[0] > PATIENCE}
+        accounts = self.ledger._accounts.items()
+        hanging = {n for n, it in accounts if it.granted == 1 and self.now - it.granted_at > PATIENCE}
         expecting -= hanging - {other for _, other in waiting[:coming]}
         for at, other in waiting[coming:]:
             if (
@@ -185,8 +191,9 @@ class World:
         assert ledger.free >= 0
         assert not (ledger.crowded and ledger.free)
         assert ledger.waiting == sum(len(desk.line) for desk in self.desks)
+        assert ledger.uncovered == sum(len(ledger.applications(name)) for name in range(len(self.desks)))
         for name, desk in enumerate(self.desks):
-            applied = list(ledger._applied.get(name, {}))
+            applied = list(ledger.applications(name))
             living = sum(ticket not in desk.doomed for ticket, _ in desk.line)
             assert set(applied) <= {ticket for ticket, _ in desk.line}, "nobody applies who does not wait"
             assert living <= len(applied) + desk.making + len(desk.idle), (
@@ -195,7 +202,7 @@ class World:
             assert len(applied) <= max(0, len(desk.line) - desk.making), "and for nobody twice"
 
     def _applied(self, name: int, ticket: int) -> bool:
-        return ticket in self.ledger._applied.get(name, {})
+        return ticket in self.ledger.applications(name)
 
     def settle(self) -> None:
         """Who is cancelled leaves, everybody gives back, and all that was begun ends: nobody may be left waiting."""
@@ -211,6 +218,7 @@ class World:
             ending[0]()
             self.check()
         assert all(not desk.line for desk in self.desks), "somebody waits for ever"
+        assert self.ledger.waiting == 0
         assert not self.ledger.crowded
 
     def _endings(self) -> Iterator[Callable[[], None]]:

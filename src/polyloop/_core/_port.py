@@ -65,6 +65,7 @@ class Port:
         return f"<{type(self).__name__} {self.name!r}>"
 
     stealing = False  # whether tasks that wait here may be taken by another
+    silent = False  # whether the loop may be closed without a word to anybody
 
     def admit(self, handle: "TaskHandle[Any]", stealable: bool) -> None:
         """Queue a handle to be started on this loop. Any thread."""
@@ -166,6 +167,7 @@ class GuestPort(Port):
         self.mailbox.tokens.append(None)  # a token stands for "no drain is scheduled"
         loop.call_later(_NEVER, _AtClose(self), context=self.context)
         self._drains = self._drain if isinstance(loop, asyncio.BaseEventLoop) else None
+        self.silent = self._drains is None
 
     def is_current(self) -> bool:
         """Whether the caller runs on this loop; its owner may run it on another thread each time."""

@@ -149,7 +149,7 @@ class ConnectionCap:
         self._tell(granted)
         for seat in lookers:
             seat.port.post(seat.look)
-            if seat.port.loop.is_closed():  # without a word, which not every kind of loop gives
+            if seat.port.silent and seat.port.loop.is_closed():
                 self.lost(seat)
 
     def leave(self, desk: _Desk, ticket: _Ticket) -> None:
@@ -390,10 +390,13 @@ class Seat[C: Pooled]:
             raise PoolClosedError(f"{self.cap.name} is closed on {self.port.name!r}; use it before that")
 
     def _first(self, key: Hashable) -> _Ticket | None:
-        """The first in line that has not been cancelled."""
-        for ticket in self._lines.get(key, ()):
+        """The first in line. Those before it that were cancelled, and do not know it yet, leave hereby."""
+        while key in self._lines:
+            ticket = next(iter(self._lines[key]))
             if not ticket.future.done():
                 return ticket
+            self._drop(key, ticket)
+            self.cap.leave(_Desk(self, key), ticket)
         return None
 
     def _granted(self, key: Hashable) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal
 
 from polyloop._core import _prims
-from polyloop._core._errors import PoolClosedError, RuntimeClosedError
+from polyloop._core._errors import ForeignLoopError, PoolClosedError, RuntimeClosedError
 from polyloop._core._port import current_port, logger
 from polyloop.pools._loop_end import LoopEnd
 from polyloop.pools._shared import Shared
@@ -53,17 +53,21 @@ def finalising() -> bool:
 class Slot[R]:
     """A resource and what the pool knows of it."""
 
-    __slots__ = ("closed_before", "desk", "expires_at", "holder", "home", "idle_since", "resource", "since")
+    __slots__ = ("closed_before", "desk", "expires_at", "holder", "idle_since", "made_at", "resource", "since")
 
     def __init__(self, resource: R, desk: "Desk[R]", made_at: str, now: float, lifetime: float | None) -> None:
         self.resource = resource
         self.desk = desk
-        self.home = Home(desk.port, made_at)
+        self.made_at = made_at
         self.since = now  # when it came to this desk
         self.idle_since = now
-        self.expires_at = None if lifetime is None else now + lifetime * random.uniform(1 - _JITTER, 1)
+        self.expires_at = None if lifetime is None else now + lifetime * (1 - _JITTER * random.random())
         self.holder: object = None  # the loan that has it
         self.closed_before = False  # its close was begun, and cancelled
+
+    def refuse(self, what: str, advice: str) -> ForeignLoopError:
+        """The error for ``what`` being used here, on another loop; see ``Home.refuse``."""
+        return Home(self.desk.port, self.made_at).refuse(what, advice)
 
 
 class Ticket[R]:
@@ -85,6 +89,7 @@ class Desk[R]:
         self.shared = shared
         self.rules = rules = dataclasses.replace(shared.rules)  # a copy: what loops share costs each of them more
         self.port = current_port()
+        self.silent = self.port.silent
         self.here = here  # gives the desk of the running loop
         self.is_current = self.port.is_current
         self.resets = rules.reset is not None
@@ -104,6 +109,8 @@ class Desk[R]:
         self._expiry_at = 0.0
         self._expires = rules.max_idle_time is not None or rules.max_lifetime is not None
         self._looks = rules.check is not None or rules.is_closed is not None
+        self._creates, self._balances = self._create_for_first, self.balance  # bound once: others post them
+        self._task_name = f"upkeep of pool {rules.name!r}"
 
     def begin(self) -> None:
         """Hear of the loop's end from now on.
@@ -221,10 +228,13 @@ class Desk[R]:
                 self._stock(outcome)  # it was served at the same moment
 
     def _first(self) -> Ticket[R] | None:
-        """The first in line that has not been cancelled."""
-        for ticket in self._line:
+        """The first in line. Those before it that were cancelled, and do not know it yet, leave hereby."""
+        while self._line:
+            ticket = next(iter(self._line))
             if not ticket.future.done():
                 return ticket
+            del self._line[ticket]
+            self.shared.leave(self, ticket)
         return None
 
     def _serve(self, ticket: Ticket[R], outcome: "Slot[R] | BaseException") -> None:
@@ -245,7 +255,7 @@ class Desk[R]:
             self.port.post(self.drop if self.resets else self.give_back, slot)
         elif self.rules.loop_bound and not self.port.is_current():
             self.port.post(self.drop, slot)
-            raise slot.home.refuse(f"a resource of pool {self.rules.name!r}", "borrow, use and return it on one loop")
+            raise slot.refuse(f"a resource of pool {self.rules.name!r}", "borrow, use and return it on one loop")
         elif self.port.mailbox.closed:  # the loop that lent it is gone, and its permits with it
             done = self.rules.close(slot.resource)
             if inspect.isawaitable(done):
@@ -314,7 +324,7 @@ class Desk[R]:
 
     def balance_soon(self) -> None:
         """Somebody waits, here or elsewhere. Any thread."""
-        self.port.post(self.balance)
+        self.port.post(self._balances)
 
     def balance(self) -> None:
         """Do with what lies idle what the ledger says."""
@@ -344,7 +354,6 @@ class Desk[R]:
     def receive(self, slot: Slot[R]) -> None:
         """A resource comes from another desk, for somebody here."""
         slot.desk, slot.since = self, _monotonic()
-        slot.home = Home(self.port, slot.home.made_at)
         self._arrived(slot)
 
     def _arrived(self, slot: Slot[R], took: float | None = None) -> None:
@@ -360,7 +369,7 @@ class Desk[R]:
 
     def create_soon(self) -> None:
         """A permit was granted for somebody who waits here: make a resource with it. Any thread."""
-        self.port.post(self._create_for_first)
+        self.port.post(self._creates)
 
     def _create_for_first(self) -> None:
         if self._ending or self.shared.state in {"closing", "closed"}:
@@ -474,7 +483,7 @@ class Desk[R]:
         except Exception as exc:
             self._could_not_close(exc)
         finally:
-            if inspect.isawaitable(done):
+            if done is not None and inspect.isawaitable(done):
                 self._start(self._close(slot, done), self._closing)
             else:
                 self._closed()
@@ -511,8 +520,9 @@ class Desk[R]:
 
     def _start(self, coro: Coroutine[Any, Any, None], tasks: "set[asyncio.Task[None]]") -> None:
         """Run a task of the pool's with no variables of anybody; its first step at once, and often that is all."""
-        name = f"{getattr(coro, '__name__', '')} of pool {self.rules.name!r}"
-        task = asyncio.Task(coro, loop=self.port.loop, name=name, context=contextvars.Context(), eager_start=True)
+        task = asyncio.Task(
+            coro, loop=self.port.loop, name=self._task_name, context=contextvars.Context(), eager_start=True
+        )
         if not task.done():
             tasks.add(task)
             task.add_done_callback(tasks.discard)

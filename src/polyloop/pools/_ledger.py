@@ -18,13 +18,17 @@ busy loops with 6 connections, 4,500 loans: 2,700 connections were made without 
 the second, 31 with both.)
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Container, Hashable
+from itertools import islice
 from typing import Literal, NamedTuple
 
 #: The patience is at least so many times the cost of making a resource, of which the last has this weight, but is not
 #: made longer than so many seconds by that. Guesses.
 _COSTS, _WEIGHT, _MOST = 10, 0.125, 2.0
+
+#: So many accounts are kept though there is nothing in them.
+_MANY = 64
 
 
 class Verdict(NamedTuple):
@@ -42,16 +46,57 @@ class Verdict(NamedTuple):
 _SERVE, _GIVE, _KEEP = Verdict("serve"), Verdict("give"), Verdict("keep")
 
 
+class _Account[T: Hashable]:
+    """What one desk has, and who waits there.
+
+    Attributes:
+        held: Its permits.
+        closing: How many of those are about to be free.
+        line: Who waits, in the order they applied, and when each came.
+        granted: How many permits were granted that have brought nothing yet. They cover the first in line.
+        granted_at: When the last of them was.
+    """
+
+    __slots__ = ("closing", "granted", "granted_at", "held", "line")
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.closing = 0
+        self.line: OrderedDict[T, float] = OrderedDict()
+        self.granted = 0
+        self.granted_at = 0.0
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing to account for."""
+        return not (self.held or self.line or self.granted)
+
+
 class Ledger[D: Hashable, T: Hashable]:
     """The permits of one pool, and the applications for them. Not safe for threads.
 
-    For each desk: as many applications as it has more waiters than grants, and those are of its latest. So a desk
+    Each desk has a line of waiters; as many of its first as it has grants are covered, and the others apply. So a desk
     serves its waiters in the order in which they applied, but for those that are about to leave.
+
+    What a desk's own thread makes (tickets, times) is let go there as well, and accounts are kept: objects that one
+    thread makes and another drops cost ten times as much as a step here.
 
     Args:
         permits: How many there are.
         patience: Seconds, see the module's theory; ``None`` keeps strict order, for what changes desks at once.
     """
+
+    __slots__ = (
+        "_accounts",
+        "_coming",
+        "_cost",
+        "_least_patience",
+        "_many",
+        "free",
+        "patience",
+        "permits",
+        "uncovered",
+        "waiting",
+    )
 
     def __init__(self, permits: int, patience: float | None) -> None:
         self.permits = permits
@@ -60,159 +105,169 @@ class Ledger[D: Hashable, T: Hashable]:
         self._cost = 0.0  # what making a resource has taken lately
         self.free = permits
         self.waiting = 0  # tickets that applied and have not left, covered or not
-        self._held: dict[D, int] = {}  # permits of each desk that has any
-        self._closing: dict[D, int] = {}  # how many of those are about to be free
-        self._coming = 0  # their sum
-        self._applied: dict[D, OrderedDict[T, float]] = {}  # by desk, oldest first: when each ticket came
-        self._waiting: dict[D, int] = {}  # by desk
-        self._granted: dict[D, deque[float]] = {}  # by desk: when permits were granted that have brought nothing yet
+        self.uncovered = 0  # those of them for whom nothing is on its way
+        self._coming = 0  # permits that are about to be free
+        self._accounts: dict[D, _Account[T]] = {}
+        self._many = _MANY  # accounts; if there are more, those with nothing in them are dropped
 
     @property
     def crowded(self) -> bool:
         """Whether somebody waits for a permit."""
-        return bool(self._applied)
+        return self.uncovered > 0
 
     def would_wait(self, desk: D) -> bool:
         """Whether a waiter who comes to a desk now is not covered at once."""
-        return not self.free and self._waiting.get(desk, 0) >= len(self._granted.get(desk, ()))
-
-    @property
-    def uncovered(self) -> int:
-        """How many wait for whom nothing is on its way."""
-        return sum(map(len, self._applied.values()))
+        account = self._accounts.get(desk)
+        return not self.free and (account is None or len(account.line) >= account.granted)
 
     def held(self, desk: D) -> int:
         """How many permits a desk holds."""
-        return self._held.get(desk, 0)
+        account = self._accounts.get(desk)
+        return 0 if account is None else account.held
+
+    def applications(self, desk: D) -> dict[T, float]:
+        """Who applies at a desk, oldest first, and when each came."""
+        account = self._accounts.get(desk)
+        return {} if account is None else dict(islice(account.line.items(), account.granted, None))
 
     # Waiters
 
     def apply(self, desk: D, ticket: T, at: float) -> None:
         """A waiter comes to a desk that has nothing for it."""
-        waiting = self._waiting.get(desk, 0)
-        self._waiting[desk] = waiting + 1
+        account = self._account(desk)
+        account.line[ticket] = at
         self.waiting += 1
-        if waiting >= len(self._granted.get(desk, ())):  # else one has left for whom something is on its way
-            self._applied.setdefault(desk, OrderedDict())[ticket] = at
+        if len(account.line) > account.granted:  # else one has left for whom something is on its way
+            self.uncovered += 1
 
     def leave(self, desk: D, ticket: T) -> None:
         """It was served by what came back to the desk, or gave up. If it was covered, the next one is instead."""
-        if desk not in self._waiting:  # it was lost
+        account = self._accounts.get(desk)
+        if account is None or account.line.pop(ticket, None) is None:  # it was lost
             return
         self.waiting -= 1
-        self._count(self._waiting, desk, -1)
-        applied = self._applied.get(desk)
-        if applied is not None:
-            most = self._waiting.get(desk, 0) - len(self._granted.get(desk, ()))
-            if applied.pop(ticket, None) is None and len(applied) > most:
-                applied.popitem(last=False)
-            if not applied:
-                del self._applied[desk]
+        if len(account.line) >= account.granted:
+            self.uncovered -= 1
 
     def fulfil(self, desk: D, ticket: T | None) -> None:
         """A granted permit has brought a resource, or an error, which goes to ``ticket`` if somebody still waits."""
-        granted = self._granted.get(desk)
-        if granted is not None:  # else it was lost
-            granted.popleft()
-            if not granted:
-                del self._granted[desk]
-            if ticket is not None:
-                self.leave(desk, ticket)
-
-    @staticmethod
-    def _count(counts: dict[D, int], desk: D, change: int) -> None:
-        counts[desk] = counts.get(desk, 0) + change
-        if not counts[desk]:
-            del counts[desk]
+        account = self._accounts.get(desk)
+        if account is None or not account.granted:  # it was lost
+            return
+        line = account.line
+        applied = max(0, len(line) - account.granted)
+        account.granted -= 1
+        if ticket is not None:
+            del line[ticket]
+            self.waiting -= 1
+        self.uncovered += max(0, len(line) - account.granted) - applied
 
     # Permits
 
     def take(self, desk: D) -> bool:
         """A permit for a desk that wants to make a resource for nobody yet; not while anybody waits for one."""
-        if self.crowded or not self.free:
+        if self.uncovered or not self.free:
             return False
-        self._grant(desk)
+        self.free -= 1
+        self._account(desk).held += 1
         return True
 
     def grants(self, now: float) -> list[D]:
         """Hand the free permits to the oldest applications; a desk is in the list once for each."""
         granted: list[D] = []
-        while self.free and self._applied:
-            if len(self._applied) == 1:
-                (desk,) = self._applied
-            else:
-                desk = self._next({each: self._first_of(each) for each in self._applied}, self._held)
-            self._cover_oldest(desk, now)
-            self._grant(desk)
+        while self.free and self.uncovered:
+            heads = self._heads()
+            desk = self._next(heads, ()) if len(heads) > 1 else next(iter(heads))
+            account = self._accounts[desk]
+            self._cover_oldest(account, now)
+            self.free -= 1
+            account.held += 1
             granted.append(desk)
         return granted
 
     def freed(self, desk: D, *, closing: bool) -> None:
         """A permit of the desk is free: what it was for is closed, or could not be made."""
-        if desk not in self._held:  # it was lost
+        account = self._accounts.get(desk)
+        if account is None or not account.held:  # it was lost
             return
         if closing:
-            self._count(self._closing, desk, -1)
+            account.closing -= 1
             self._coming -= 1
-        self._count(self._held, desk, -1)
+        account.held -= 1
         self.free += 1
 
     def close(self, desk: D) -> None:
         """The desk begins to close a resource; ``freed`` follows."""
-        if desk not in self._held:  # it was lost
+        account = self._accounts.get(desk)
+        if account is None or not account.held:  # it was lost
             return
-        self._count(self._closing, desk, 1)
+        account.closing += 1
         self._coming += 1
 
     def move(self, desk: D, now: float) -> D | None:
         """Hand a permit with its resource to the oldest application of another desk, if there is one: which."""
-        others = [other for other in self._applied if other != desk]
-        if not others:
+        heads = self._heads()
+        heads.pop(desk, None)
+        if not heads:
             return None
-        to = min(others, key=self._first_of)
-        self._cover_oldest(to, now)
-        self._count(self._held, desk, -1)
-        self._count(self._held, to, 1)
+        to = min(heads, key=heads.__getitem__)
+        account = self._accounts[to]
+        self._cover_oldest(account, now)
+        self._accounts[desk].held -= 1
+        account.held += 1
         return to
 
     def lose(self, desk: D) -> int:
         """The loop of a desk is gone, with all that it had; how many permits came free by that."""
-        held = self._held.pop(desk, 0)
-        self.free += held
-        self._coming -= self._closing.pop(desk, 0)
-        self.waiting -= self._waiting.pop(desk, 0)
-        self._granted.pop(desk, None)
-        self._applied.pop(desk, None)
-        return held
+        account = self._accounts.pop(desk, None)
+        if account is None:
+            return 0
+        self.free += account.held
+        self._coming -= account.closing
+        self.waiting -= len(account.line)
+        self.uncovered -= max(0, len(account.line) - account.granted)
+        return account.held
 
-    def _grant(self, desk: D) -> None:
-        self.free -= 1
-        self._count(self._held, desk, 1)
+    def _account(self, desk: D) -> _Account[T]:
+        account = self._accounts.get(desk)
+        if account is None:
+            if len(self._accounts) >= self._many:
+                self._accounts = {each: account for each, account in self._accounts.items() if not account.is_empty()}
+                self._many = 2 * len(self._accounts) + _MANY
+            account = self._accounts[desk] = _Account()
+        return account
 
-    def _first_of(self, desk: D) -> float:
-        """When the oldest application of a desk was made."""
-        return next(iter(self._applied[desk].values()))
+    def _cover_oldest(self, account: _Account[T], now: float) -> None:
+        account.granted += 1
+        account.granted_at = now
+        self.uncovered -= 1
 
-    def _next(self, heads: dict[D, float], having: Container[D]) -> D:
+    def _heads(self) -> dict[D, float]:
+        """The desks that apply, and when the oldest application of each was made."""
+        heads: dict[D, float] = {}
+        for desk, account in self._accounts.items():
+            line = account.line
+            if len(line) > account.granted:
+                times = line.values()
+                heads[desk] = next(islice(times, account.granted, None) if account.granted else iter(times))
+        return heads
+
+    def _next(self, heads: dict[D, float], expecting: Container[D]) -> D:
         """Whose application is granted first: the oldest, or within the patience that of a desk that has nothing.
 
         Args:
             heads: The desks that apply, and when the oldest application of each was made.
-            having: The desks that have something.
+            expecting: Those for whom something is on its way.
         """
         first = min(heads, key=heads.__getitem__)
-        if self.patience is not None and first in having:
-            poor = min((desk for desk in heads if desk not in having), key=heads.__getitem__, default=first)
+        if self.patience is not None and self._has(first, expecting):
+            poor = min((desk for desk in heads if not self._has(desk, expecting)), key=heads.__getitem__, default=first)
             if heads[poor] - heads[first] <= self.patience:
                 return poor
         return first
 
-    def _cover_oldest(self, desk: D, now: float) -> None:
-        applied = self._applied[desk]
-        applied.popitem(last=False)
-        if not applied:
-            del self._applied[desk]
-        self._granted.setdefault(desk, deque()).append(now)
+    def _has(self, desk: D, expecting: Container[D]) -> bool:
+        return desk in expecting or self.held(desk) > 0
 
     def made(self, seconds: float) -> None:
         """A resource was made in that time."""
@@ -230,69 +285,65 @@ class Ledger[D: Hashable, T: Hashable]:
             since: When the resource came to be at this desk. One that is younger than the patience is not given up for
                 one who has waited for less: loops that take turns would do nothing else.
         """
-        if not self._others_apply(desk):
+        if not self.uncovered:
             return _KEEP if own is None else _SERVE
-        pending, expecting = self._pending(desk) if self._coming else (self._others(desk), set[D]())
+        pending, expecting = self._pending(desk)
+        if not pending:
+            return _KEEP if own is None else _SERVE
         if own is not None:
             return _SERVE if self._may_come_first(desk, own, pending, expecting, now) else _GIVE
-        if not pending:
-            return _KEEP
-        rival = min(pending.values())
         if self._least_patience is None or self._starving(desk, pending, expecting) is not None:
             return _GIVE
-        again_at = min(since, rival) + self._least_patience
+        again_at = min(since, *pending.values()) + self._least_patience
         return _GIVE if now >= again_at else Verdict("keep", again_at)
 
-    def _may_come_first(self, desk: D, own: float, pending: dict[D, float], expecting: set[D], now: float) -> bool:
+    def _may_come_first(
+        self, desk: D, own: float, pending: dict[D, float], expecting: Container[D], now: float
+    ) -> bool:
         """Whether a desk serves its own waiter, who came at ``own``, before those of others."""
         if self.patience is None:
-            return own <= min(pending.values(), default=own)
+            return own <= min(pending.values())
         starving = self._starving(desk, pending, expecting)
         if starving is not None and starving < own:
             return False
-        first = min((at for other, at in pending.items() if not self._expects(other, expecting, now)), default=own)
-        return own - first <= self.patience
+        for other, at in pending.items():
+            if own - at > self.patience and not self._expects(other, expecting, now):
+                return False
+        return True
 
-    def _starving(self, desk: D, pending: dict[D, float], expecting: set[D]) -> float | None:
+    def _starving(self, desk: D, pending: dict[D, float], expecting: Container[D]) -> float | None:
         """When the first came of those who wait at desks that have nothing, if this one has more than the one."""
-        if self._held.get(desk, 0) < 2:
+        if self.held(desk) < 2:
             return None
-        return min(
-            (at for other, at in pending.items() if other not in self._held and other not in expecting), default=None
-        )
+        return min((at for other, at in pending.items() if not self._has(other, expecting)), default=None)
 
-    def _expects(self, desk: D, expecting: set[D], now: float) -> bool:
+    def _expects(self, desk: D, expecting: Container[D], now: float) -> bool:
         """Whether something is on its way to a desk, and has not been for too long: making one may hang.
 
         If two of them do, a third is not tried: somewhere else they are of use.
         """
-        granted = self._granted.get(desk)
         if desk in expecting:
             return True
-        return granted is not None and (len(granted) > 1 or now - granted[-1] <= (self.patience or 0.0))
+        account = self._accounts[desk]
+        return account.granted > 1 or (account.granted == 1 and now - account.granted_at <= (self.patience or 0.0))
 
-    def _others_apply(self, desk: D) -> bool:
-        return len(self._applied) > (desk in self._applied)
-
-    def _others(self, desk: D) -> dict[D, float]:
-        """The other desks that apply, and when the oldest application of each was made."""
-        return {other: next(iter(applied.values())) for other, applied in self._applied.items() if other != desk}
-
-    def _pending(self, desk: D) -> tuple[dict[D, float], set[D]]:
+    def _pending(self, desk: D) -> tuple[dict[D, float], Container[D]]:
         """The other desks' oldest applications that what is being closed will not serve; and whom that will serve."""
-        times = {other: iter(applied.values()) for other, applied in self._applied.items()}
-        heads = {other: next(its) for other, its in times.items()}
+        heads = self._heads()
         expecting: set[D] = set()
-        having = set(self._held) if self._coming else ()
-        for _ in range(self._coming):
-            if not heads:
-                break
-            other = self._next(heads, {*having, *expecting})
-            expecting.add(other)
-            at = next(times[other], None)
-            if at is None:
-                del heads[other]
-            else:
-                heads[other] = at
+        if self._coming:
+            times = {other: iter(self.applications(other).values()) for other in heads}
+            for at_head in times.values():
+                next(at_head)
+            for _ in range(self._coming):
+                if not heads:
+                    break
+                other = self._next(heads, expecting)
+                expecting.add(other)
+                at = next(times[other], None)
+                if at is None:
+                    del heads[other]
+                else:
+                    heads[other] = at
         heads.pop(desk, None)
         return heads, expecting

@@ -205,9 +205,7 @@ class ResourcePool[R]:
             slot = desk.lent(resource)
             if slot is not None:
                 if self._rules.loop_bound and not desk.port.is_current() and not finalising():
-                    raise slot.home.refuse(
-                        f"{resource!r} of pool {self.name!r}", "return it on the loop that borrowed it"
-                    )
+                    raise slot.refuse(f"{resource!r} of pool {self.name!r}", "return it on the loop that borrowed it")
                 return slot
         if self._shared.state in {"closing", "closed"}:
             return None

@@ -63,12 +63,15 @@ _STATES: tuple[State, ...] = ("open", "draining", "closing", "closed")
 class Shared[R]:
     """The ledger of a pool and its desks. ``_lock`` guards both; no code of users runs under it."""
 
+    __slots__ = ("_alert", "_dead", "_ledger", "_lock", "_past", "desks", "empty", "row", "rules", "state")
+
     def __init__(self, rules: Rules[R]) -> None:
         self.rules = rules
         # "draining": who waits is served, nobody else; "closing": nobody is. Goes forward only; written under the lock.
         self.state: State = "open"
         self._alert = False  # whether there is a token at each desk; under the lock
         self.desks: dict[Port, Desk[R]] = {}  # entered and removed under the lock; read by anybody
+        self.row: tuple[Desk[R], ...] = ()  # the same, for those who look at each
         self.empty = Event()  # set when nothing is left of a pool that is ending
         self._past = Counters()  # of desks that are gone; under the lock
         self._lock = _prims.Lock()
@@ -87,13 +90,13 @@ class Shared[R]:
 
     def idle(self) -> int:
         """How many lie idle. Any thread."""
-        return sum(len(desk.idle) for desk in list(self.desks.values()))
+        return sum(len(desk.idle) for desk in self.row)
 
     def counts(self) -> Counters:
         """The sums of all loops. Any thread."""
         total = Counters()
         with self._lock:
-            for each in (self._past, *(desk.counts for desk in self.desks.values())):
+            for each in (self._past, *(desk.counts for desk in self.row)):
                 total.add(each)
         self._bury()
         return total
@@ -116,12 +119,11 @@ class Shared[R]:
 
     def _settle_locked(self) -> "list[Desk[R]] | tuple[()]":
         ledger = self._ledger
-        granted = ledger.grants(_prims.monotonic()) if ledger.free and ledger.crowded else ()
-        alert = ledger.crowded or self.state != "open"
-        if alert is not self._alert:
-            self._alert = alert
-            for desk in self.desks.values():
-                if alert:
+        granted = ledger.grants(_prims.monotonic()) if ledger.free and ledger.uncovered else ()
+        if (ledger.uncovered > 0 or self.state != "open") is not self._alert:
+            self._alert = not self._alert
+            for desk in self.row:
+                if self._alert:
                     desk.alert.append(None)
                 else:
                     desk.alert.clear()
@@ -162,12 +164,10 @@ class Shared[R]:
         if desk.alert:
             # After the alerts were filled: see the module's theory. To each that has something, for one that is told
             # may have lent it by then, or be busy with something else.
-            for other in list(self.desks.values()):
-                if other is desk:
-                    continue
-                if other.idle:
+            for other in self.row:
+                if other.idle and other is not desk:
                     other.balance_soon()
-                elif other.port.loop.is_closed():  # without a word, which not every kind of loop gives
+                elif other.silent and other.port.loop.is_closed():
                     self.lost(other)
 
     def leave(self, desk: "Desk[R]", ticket: "Ticket[R]") -> None:
@@ -212,7 +212,7 @@ class Shared[R]:
 
     def take(self, desk: "Desk[R]", least: int) -> bool:
         """A permit to make a resource that is to lie ready, if fewer than ``least`` do."""
-        lent = sum(len(other.loans) for other in list(self.desks.values()))
+        lent = sum(len(other.loans) for other in self.row)
         with self as ledger:
             return self.state == "open" and self.size - lent < least and ledger.take(desk)
 
@@ -238,13 +238,14 @@ class Shared[R]:
         """A new desk."""
         with self:
             self.desks[desk.port] = desk
+            self.row = tuple(self.desks.values())
             if self._alert:
                 desk.alert.append(None)
 
     def holders(self) -> str:
         """The names of the loops that hold permits."""
         with self as ledger:
-            return ", ".join(desk.port.name for desk in self.desks.values() if ledger.held(desk))
+            return ", ".join(desk.port.name for desk in self.row if ledger.held(desk))
 
     def lost(self, desk: "Desk[R]") -> None:
         """Nothing comes of a desk any more. Any thread, finalisers included."""
@@ -259,6 +260,7 @@ class Shared[R]:
                 desk = self._dead.popleft() if self._dead else None
                 if desk is not None and self.desks.get(desk.port) is desk:
                     del self.desks[desk.port]
+                    self.row = tuple(self.desks.values())
                     held = self._ledger.lose(desk)
                     desk.counts.lost += held
                     self._past.add(desk.counts)
@@ -269,5 +271,5 @@ class Shared[R]:
                 logger.warning("polyloop: %r ended with %d resources of pool %r", desk.port, held, self.rules.name)
             self._tell(granted)
             if self.rules.min_idle:
-                for other in list(self.desks.values()):
+                for other in self.row:
                     other.keep_ready_soon()
