@@ -147,14 +147,14 @@ class Desk[R]:
                 self._lend(slot, holder)
             else:
                 slot, idle_for = await self._wait(holder), -1.0
-            if self._has_ended(slot):
+            if self._looks and self._has_ended(slot):
                 stillborn += idle_for < 0
                 self.drop(slot)
                 if stillborn > _MOST_STILLBORN:
                     raise ConnectionError(
                         f"pool {self.rules.name!r}: is_closed() is true of what create() has just made"
                     )
-            elif idle_for < self.rules.check_after or self.rules.check is None or await self._passes(slot):
+            elif not self._looks or idle_for < self.rules.check_after or await self._passes(slot):
                 self.counts.loans += 1
                 return slot
 
@@ -173,8 +173,9 @@ class Desk[R]:
             return True
 
     async def _passes(self, slot: Slot[R]) -> bool:
-        """Whether it passes the check; if not, it is gone."""
-        assert self.rules.check is not None
+        """Whether it passes the check, if there is one; if not, it is gone."""
+        if self.rules.check is None:
+            return True
         passed = False
         try:
             async with asyncio.timeout(self.rules.upkeep_timeout):

@@ -102,7 +102,8 @@ class Shared[R]:
         return total
 
     # ``with self as ledger`` is one step under the lock. Afterwards what came free by it is handed out, and dead desks
-    # are buried. Not a generator's context manager, which costs more than the step.
+    # are buried. Not a generator's context manager, which costs more than the step; and ``decide``, ``fulfil`` and
+    # ``closed``, the path of a hand-over, spell it out.
 
     def __enter__(self) -> Ledger["Desk[R]", "Ticket[R]"]:
         self._lock.acquire()
@@ -185,23 +186,37 @@ class Shared[R]:
         """
         to: Desk[R] | None = None
         now = _prims.monotonic()
-        with self as ledger:
+        ledger = self._ledger
+        self._lock.acquire()
+        try:
             verdict = ledger.verdict(desk, None if first is None else first.at, since, now)
             if verdict.what == "serve" and first is not None:
                 ledger.leave(desk, first)
             elif verdict.what == "give":
-                if not self.rules.loop_bound:
+                if not desk.rules.loop_bound:
                     to = ledger.move(desk, now)
                 if to is None:
                     ledger.close(desk)
+            granted = self._settle_locked()
+        finally:
+            self._lock.release()
+        if granted or self._dead or self.state != "open":
+            self._tell(granted)
         return verdict, to
 
     def fulfil(self, desk: "Desk[R]", first: "Ticket[R] | None", took: float | None = None) -> None:
         """What was made for a waiter, in that time, or was moved, is here; it goes to the first, if one still waits."""
-        with self as ledger:
+        ledger = self._ledger
+        self._lock.acquire()
+        try:
             if took is not None:
                 ledger.made(took)
             ledger.fulfil(desk, first)
+            granted = self._settle_locked()
+        finally:
+            self._lock.release()
+        if granted or self._dead or self.state != "open":
+            self._tell(granted)
 
     def failed(self, desk: "Desk[R]", first: "Ticket[R] | None", *, granted: bool) -> None:
         """A resource could not be made, with a permit that was granted or one for later; the first is told why."""
@@ -223,8 +238,15 @@ class Shared[R]:
 
     def closed(self, desk: "Desk[R]") -> None:
         """It is closed."""
-        with self as ledger:
+        ledger = self._ledger
+        self._lock.acquire()
+        try:
             ledger.freed(desk, closing=True)
+            granted = self._settle_locked()
+        finally:
+            self._lock.release()
+        if granted or self._dead or self.state != "open":
+            self._tell(granted)
 
     # Any thread
 

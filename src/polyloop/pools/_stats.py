@@ -1,11 +1,13 @@
 """What a pool counts. Each loop has counters of its own, which are added up when somebody asks."""
 
-import bisect
+import math
 from dataclasses import dataclass, field, fields
 from typing import Final
 
+_FIRST = 0.0001
+
 #: Upper bounds of the classes of a wait, in seconds: each twice the one before, from 0.1 ms to 52 s.
-BOUNDS: Final = tuple(0.0001 * 2**step for step in range(20))
+BOUNDS: Final = tuple(_FIRST * 2**step for step in range(20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,9 @@ class Counters:
         """Note how long a caller has waited."""
         self.waited += seconds
         self.longest = max(self.longest, seconds)
-        self.classes[bisect.bisect_left(BOUNDS, seconds)] += 1
+        # Not a search among the bounds: those are objects that all loops would count references of.
+        doublings = max(math.ceil(seconds / _FIRST) - 1, 0).bit_length()
+        self.classes[min(doublings, len(BOUNDS))] += 1
 
     def add(self, other: "Counters") -> None:
         """Add the counts of another loop."""
