@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import random
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable
 
@@ -462,6 +464,26 @@ def race(net: Net, rng: random.Random, loops: int, tasks: int, steps: int) -> No
 def test_a_race_for_few_permits(rng: random.Random, patience: float) -> None:
     """Never more than there are permits, nobody is forgotten, and all is given back in the end."""
     race(Net(3, patience=patience), rng, loops=4, tasks=24, steps=20)
+
+
+def test_a_seat_that_was_left_is_forgotten() -> None:
+    """With its loop, and every server that it has talked to."""
+    cap = ConnectionCap(4, "cap")
+    seats: list[weakref.ref[Seat[Conn]]] = []
+
+    async def talk() -> None:
+        seat = Seat[Conn](cap, list)
+        seats.append(weakref.ref(seat))
+        for number in range(3):
+            assert await seat.take(("host", number), 0.0) is None
+            seat.closed(("host", number))
+        seat.leave()
+
+    for _ in range(5):
+        asyncio.run(talk())
+    gc.collect()
+    assert cap._ledger.desks() == []
+    assert sum(seat() is not None for seat in seats) <= 1  # the port of the last is still this thread's
 
 
 @pytest.mark.stress

@@ -192,6 +192,7 @@ class World:
         assert not (ledger.crowded and ledger.free)
         assert ledger.waiting == sum(len(desk.line) for desk in self.desks)
         assert ledger.uncovered == sum(len(ledger.applications(name)) for name in range(len(self.desks)))
+        assert set(ledger._applying) == {name for name in range(len(self.desks)) if ledger.applications(name)}
         for name, desk in enumerate(self.desks):
             applied = list(ledger.applications(name))
             living = sum(ticket not in desk.doomed for ticket, _ in desk.line)
@@ -402,3 +403,45 @@ def test_who_is_covered_at_once_need_not_wait() -> None:
     ledger.leave("here", "first")
     assert not ledger.would_wait("here")
     assert ledger.would_wait("there")
+
+
+def test_a_lost_desk_that_comes_back_takes_nothing_with_it() -> None:
+    """A thread that was given up may return and do what it was about to: nobody is covered by that."""
+    ledger = Ledger[str, str](1, None)
+    ledger.take("lost")
+    ledger.apply("there", "first", 1.0)
+    ledger.apply("there", "second", 2.0)
+    ledger.lose("lost")
+    assert ledger.grants(3.0) == ["there"]
+    assert ledger.move("lost", 4.0) is None
+    ledger.close("lost")
+    ledger.freed("lost", closing=True)
+    assert ledger.applications("there") == {"second": 2.0}
+    assert (ledger.free, ledger.uncovered, ledger.waiting) == (0, 1, 2)
+
+
+def test_a_ticket_from_before_the_loss_is_nobodys() -> None:
+    """What comes for it goes to nobody, and the counts stay right."""
+    ledger = Ledger[str, str](2, None)
+    ledger.apply("lost", "before", 1.0)
+    ledger.grants(1.0)
+    ledger.lose("lost")
+    ledger.apply("lost", "after", 2.0)
+    ledger.grants(2.0)
+    ledger.fulfil("lost", "before")
+    assert ledger.uncovered == 1
+    ledger.leave("lost", "after")
+    assert (ledger.uncovered, ledger.waiting) == (0, 0)
+
+
+def test_of_many_desks_those_with_nothing_are_forgotten() -> None:
+    """A crawler talks to ten thousand servers, and never to most of them again."""
+    ledger = Ledger[int, int](1, PATIENCE)
+    ledger.take(-1)
+    for desk in range(10_000):
+        ledger.apply(desk, 0, 0.0)
+    assert len(ledger.desks()) == 10_001
+    for desk in range(10_000):
+        ledger.leave(desk, 0)
+    assert -1 in ledger.desks()
+    assert len(ledger.desks()) < 100

@@ -14,7 +14,7 @@ from tests.helpers import until
 from tests.pools.things import Factory, Thing, use
 
 import polyloop
-from polyloop import Runtime
+from polyloop import Runtime, RuntimeClosedError
 from polyloop.pools import ForeignLoopError, PoolBusyError, PoolClosedError, ResourcePool
 from polyloop.testing import TestLoop, TestThread
 
@@ -1325,3 +1325,43 @@ def test_a_pool_that_everybody_forgot_is_closed(left: TestLoop) -> None:
         return len(left.worker._mourners)
 
     assert left.run(main) == 0
+
+
+def test_a_loop_that_another_thread_closes(left: TestLoop) -> None:
+    """What it had is written off, though its own thread cannot say so: it waits for that other one."""
+    pool = Factory().pool(max_size=1)
+    loop = asyncio.new_event_loop()
+
+    async def lend() -> object:
+        return await pool.acquire()
+
+    kept = loop.run_until_complete(lend())
+
+    def close_it_and_borrow() -> None:
+        loop.close()
+        asyncio.run(asyncio.wait_for(use(pool), 20))
+
+    thread = threading.Thread(target=close_it_and_borrow)
+    thread.start()
+    thread.join()
+    assert kept is not None
+    assert (pool.stats().loans, pool.stats().lost) == (2, 1)
+    left.run(pool.close)
+
+
+def test_a_loop_that_was_given_up_gets_nothing(left: TestLoop, right: TestLoop) -> None:
+    """Should its thread come back, it is told; a permit of its own would never be seen again."""
+    pool = Factory().pool(max_size=1)
+    left.run(use, pool)
+    desk = next(iter(pool._desks.values()))
+    pool._shared.lost(desk)
+    desk.idle.clear()
+
+    async def come_back() -> None:
+        with pytest.raises(RuntimeClosedError, match="was given up"):
+            await desk.borrow(None)
+
+    left.run(come_back)
+    right.run(use, pool)
+    assert pool.stats().size == 1
+    right.run(pool.close)

@@ -161,13 +161,15 @@ class Port:
 class GuestPort(Port):
     """The port of a loop that polyloop does not own: one coalesced ``call_soon_threadsafe`` per batch."""
 
+    # asyncio's tells by what it drops (_AtClose); but what another thread drops may be freed much later.
+    silent = True
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(f"loop of thread {_prims.current_thread().name!r}")
         self.bind(loop)
         self.mailbox.tokens.append(None)  # a token stands for "no drain is scheduled"
         loop.call_later(_NEVER, _AtClose(self), context=self.context)
         self._drains = self._drain if isinstance(loop, asyncio.BaseEventLoop) else None
-        self.silent = self._drains is None
 
     def is_current(self) -> bool:
         """Whether the caller runs on this loop; its owner may run it on another thread each time."""

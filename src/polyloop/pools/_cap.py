@@ -233,8 +233,9 @@ class ConnectionCap:
     def _hear_locked(self, word: "tuple[_Desk, bool] | Seat[Any]") -> None:
         if isinstance(word, Seat):
             self._seats.discard(word)
-            for key in word._keys:
-                self._ledger.lose(_Desk(word, key))
+            for desk in self._ledger.desks():
+                if desk.seat is word:
+                    self._ledger.lose(desk)
             word._keys = {}
         else:
             desk, ordered = word

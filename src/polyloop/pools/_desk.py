@@ -90,6 +90,7 @@ class Desk[R]:
         self.rules = rules = dataclasses.replace(shared.rules)  # a copy: what loops share costs each of them more
         self.port = current_port()
         self.silent = self.port.silent
+        self.lost = False  # written off with its loop; set under the lock
         self.here = here  # gives the desk of the running loop
         self.is_current = self.port.is_current
         self.resets = rules.reset is not None

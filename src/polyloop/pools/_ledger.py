@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 #: made longer than so many seconds by that. Guesses.
 _COSTS, _WEIGHT, _MOST = 10, 0.125, 2.0
 
-#: So many accounts are kept though there is nothing in them.
+#: So many accounts are kept at most though there is nothing in them.
 _MANY = 64
 
 
@@ -66,10 +66,6 @@ class _Account[T: Hashable]:
         self.granted = 0
         self.granted_at = 0.0
 
-    def is_empty(self) -> bool:
-        """Whether there is nothing to account for."""
-        return not (self.held or self.line or self.granted)
-
 
 class Ledger[D: Hashable, T: Hashable]:
     """The permits of one pool, and the applications for them. Not safe for threads.
@@ -87,10 +83,10 @@ class Ledger[D: Hashable, T: Hashable]:
 
     __slots__ = (
         "_accounts",
+        "_applying",
         "_coming",
         "_cost",
         "_least_patience",
-        "_many",
         "free",
         "patience",
         "permits",
@@ -108,7 +104,7 @@ class Ledger[D: Hashable, T: Hashable]:
         self.uncovered = 0  # those of them for whom nothing is on its way
         self._coming = 0  # permits that are about to be free
         self._accounts: dict[D, _Account[T]] = {}
-        self._many = _MANY  # accounts; if there are more, those with nothing in them are dropped
+        self._applying: dict[D, _Account[T]] = {}  # those of them where somebody is not covered
 
     @property
     def crowded(self) -> bool:
@@ -125,6 +121,10 @@ class Ledger[D: Hashable, T: Hashable]:
         account = self._accounts.get(desk)
         return 0 if account is None else account.held
 
+    def desks(self) -> list[D]:
+        """Those that hold something or wait, and some that did."""
+        return list(self._accounts)
+
     def applications(self, desk: D) -> dict[T, float]:
         """Who applies at a desk, oldest first, and when each came."""
         account = self._accounts.get(desk)
@@ -139,6 +139,7 @@ class Ledger[D: Hashable, T: Hashable]:
         self.waiting += 1
         if len(account.line) > account.granted:  # else one has left for whom something is on its way
             self.uncovered += 1
+            self._applying[desk] = account
 
     def leave(self, desk: D, ticket: T) -> None:
         """It was served by what came back to the desk, or gave up. If it was covered, the next one is instead."""
@@ -148,19 +149,21 @@ class Ledger[D: Hashable, T: Hashable]:
         self.waiting -= 1
         if len(account.line) >= account.granted:
             self.uncovered -= 1
+            if len(account.line) == account.granted:
+                del self._applying[desk]
+        self._tidy(desk, account)
 
     def fulfil(self, desk: D, ticket: T | None) -> None:
         """A granted permit has brought a resource, or an error, which goes to ``ticket`` if somebody still waits."""
         account = self._accounts.get(desk)
         if account is None or not account.granted:  # it was lost
             return
-        line = account.line
-        applied = max(0, len(line) - account.granted)
         account.granted -= 1
+        if len(account.line) > account.granted:
+            self.uncovered += 1
+            self._applying[desk] = account
         if ticket is not None:
-            del line[ticket]
-            self.waiting -= 1
-        self.uncovered += max(0, len(line) - account.granted) - applied
+            self.leave(desk, ticket)
 
     # Permits
 
@@ -179,7 +182,7 @@ class Ledger[D: Hashable, T: Hashable]:
             heads = self._heads()
             desk = self._next(heads, ()) if len(heads) > 1 else next(iter(heads))
             account = self._accounts[desk]
-            self._cover_oldest(account, now)
+            self._cover_oldest(desk, account, now)
             self.free -= 1
             account.held += 1
             granted.append(desk)
@@ -195,6 +198,7 @@ class Ledger[D: Hashable, T: Hashable]:
             self._coming -= 1
         account.held -= 1
         self.free += 1
+        self._tidy(desk, account)
 
     def close(self, desk: D) -> None:
         """The desk begins to close a resource; ``freed`` follows."""
@@ -206,14 +210,15 @@ class Ledger[D: Hashable, T: Hashable]:
 
     def move(self, desk: D, now: float) -> D | None:
         """Hand a permit with its resource to the oldest application of another desk, if there is one: which."""
+        giver = self._accounts.get(desk)
         heads = self._heads()
         heads.pop(desk, None)
-        if not heads:
+        if not heads or giver is None or not giver.held:  # the last two: it was lost
             return None
         to = min(heads, key=heads.__getitem__)
         account = self._accounts[to]
-        self._cover_oldest(account, now)
-        self._accounts[desk].held -= 1
+        self._cover_oldest(to, account, now)
+        giver.held -= 1
         account.held += 1
         return to
 
@@ -225,31 +230,34 @@ class Ledger[D: Hashable, T: Hashable]:
         self.free += account.held
         self._coming -= account.closing
         self.waiting -= len(account.line)
+        self._applying.pop(desk, None)
         self.uncovered -= max(0, len(account.line) - account.granted)
         return account.held
 
     def _account(self, desk: D) -> _Account[T]:
         account = self._accounts.get(desk)
         if account is None:
-            if len(self._accounts) >= self._many:
-                self._accounts = {each: account for each, account in self._accounts.items() if not account.is_empty()}
-                self._many = 2 * len(self._accounts) + _MANY
             account = self._accounts[desk] = _Account()
         return account
 
-    def _cover_oldest(self, account: _Account[T], now: float) -> None:
+    def _tidy(self, desk: D, account: _Account[T]) -> None:
+        """Drop an account with nothing in it, if there are many."""
+        if len(self._accounts) > _MANY and not (account.held or account.line or account.granted):
+            del self._accounts[desk]
+
+    def _cover_oldest(self, desk: D, account: _Account[T], now: float) -> None:
         account.granted += 1
         account.granted_at = now
         self.uncovered -= 1
+        if len(account.line) <= account.granted:
+            del self._applying[desk]
 
     def _heads(self) -> dict[D, float]:
         """The desks that apply, and when the oldest application of each was made."""
         heads: dict[D, float] = {}
-        for desk, account in self._accounts.items():
-            line = account.line
-            if len(line) > account.granted:
-                times = line.values()
-                heads[desk] = next(islice(times, account.granted, None) if account.granted else iter(times))
+        for desk, account in self._applying.items():
+            times = account.line.values()
+            heads[desk] = next(islice(times, account.granted, None) if account.granted else iter(times))
         return heads
 
     def _next(self, heads: dict[D, float], expecting: Container[D]) -> D:
@@ -332,9 +340,10 @@ class Ledger[D: Hashable, T: Hashable]:
         heads = self._heads()
         expecting: set[D] = set()
         if self._coming:
-            times = {other: iter(self.applications(other).values()) for other in heads}
-            for at_head in times.values():
-                next(at_head)
+            times = {
+                other: islice(account.line.values(), account.granted + 1, None)
+                for other, account in self._applying.items()
+            }
             for _ in range(self._coming):
                 if not heads:
                     break

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from polyloop._core import _prims
-from polyloop._core._errors import PoolBusyError, PoolClosedError
+from polyloop._core._errors import PoolBusyError, PoolClosedError, RuntimeClosedError
 from polyloop._core._port import Port, logger
 from polyloop.pools._ledger import Ledger, Verdict
 from polyloop.pools._stats import Counters
@@ -120,7 +120,9 @@ class Shared[R]:
 
     def _settle_locked(self) -> "list[Desk[R]] | tuple[()]":
         ledger = self._ledger
-        granted = ledger.grants(_prims.monotonic()) if ledger.free and ledger.uncovered else ()
+        granted: list[Desk[R]] | tuple[()] = ()
+        if ledger.free and ledger.uncovered and self.state in {"open", "draining"}:
+            granted = ledger.grants(_prims.monotonic())
         if (ledger.uncovered > 0 or self.state != "open") is not self._alert:
             self._alert = not self._alert
             for desk in self.row:
@@ -146,17 +148,23 @@ class Shared[R]:
         Raises:
             PoolClosedError: the pool is ending. Told here, under the lock: who applied before is served or told.
             PoolBusyError: too many wait already.
+            RuntimeClosedError: the loop was given up.
         """
         most, busy, waiting = self.rules.max_waiting, False, 0
         with self as ledger:
             state = self.state
+            lost = desk.lost
             if most is not None:
                 waiting = ledger.uncovered
                 busy = waiting >= most and not desk.idle and ledger.would_wait(desk)
-            if state == "open" and not busy:
+            if state == "open" and not busy and not lost:
                 ledger.apply(desk, ticket, ticket.at)
         if state != "open":
             raise PoolClosedError(f"pool {self.rules.name!r} is {state}, and lends nothing more; acquire before that")
+        if lost:
+            raise RuntimeClosedError(
+                f"pool {self.rules.name!r} lends nothing on {desk.port.name!r}, which was given up"
+            )
         if busy:
             raise PoolBusyError(
                 f"{waiting} callers wait for pool {self.rules.name!r} already, max_waiting={most!r};"
@@ -229,7 +237,8 @@ class Shared[R]:
         """A permit to make a resource that is to lie ready, if fewer than ``least`` do."""
         lent = sum(len(other.loans) for other in self.row)
         with self as ledger:
-            return self.state == "open" and self.size - lent < least and ledger.take(desk)
+            wanted = self.state == "open" and not desk.lost and self.size - lent < least
+            return wanted and ledger.take(desk)
 
     def close(self, desk: "Desk[R]") -> None:
         """A resource is about to be closed; ``closed`` follows."""
@@ -283,6 +292,7 @@ class Shared[R]:
                 if desk is not None and self.desks.get(desk.port) is desk:
                     del self.desks[desk.port]
                     self.row = tuple(self.desks.values())
+                    desk.lost = True
                     held = self._ledger.lose(desk)
                     desk.counts.lost += held
                     self._past.add(desk.counts)
