@@ -38,7 +38,7 @@ from polyloop._core._errors import (
 from polyloop.offload import async_wrap, offload, sleep_sync, thread_pool, to_thread
 from polyloop.pools import ResourcePool, per_loop
 from polyloop.queues import LifoQueue, PriorityQueue, Queue, SimpleQueue
-from polyloop.runtime import Runtime, ShutdownReport, Worker, current_runtime, run, spawn
+from polyloop.runtime import Runtime, ShutdownReport, Worker, checkpoint, current_runtime, pinned, run, sleep, spawn
 from polyloop.serve import (
     ASGIServer,
     create_datagram_server,
@@ -100,6 +100,7 @@ __all__ = (
     "WorkerDiedError",
     "as_completed",
     "async_wrap",
+    "checkpoint",
     "create_datagram_server",
     "create_server",
     "create_unix_server",
@@ -110,10 +111,12 @@ __all__ = (
     "map",
     "offload",
     "per_loop",
+    "pinned",
     "race",
     "run",
     "serve",
     "serve_aiohttp",
+    "sleep",
     "sleep_sync",
     "spawn",
     "start_server",

@@ -81,6 +81,8 @@ class Consumer:
     def __init__(self, run: Run, spin_ns: int = 0) -> None:
         self.mailbox = stepped_mailbox(run, self._wake)
         self.unstarted: deque[Any] = deque()
+        self.runnable: deque[Any] = deque()
+        self.bound: deque[Any] = deque()
         self.waker: Waker
         self.selector = Selector(SpinPolicy(spin_ns))
         self.selector.run = run

@@ -28,6 +28,8 @@ class Tenant:
         self.policy = SpinPolicy(spin_ns)
         self.selector = WorkerSelector(self.policy)
         self.mailbox = Mailbox(self.selector.wake, self.reports.append)
+        self.runnable: deque[Any] = deque()
+        self.bound: deque[Any] = deque()
         self.unstarted: deque[Any] = deque()
         self.idle_calls = 0
         self.find: Callable[[], bool] = lambda: False

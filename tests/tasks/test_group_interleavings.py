@@ -147,7 +147,7 @@ def adding(group: Any, home: Home, placed: list[Any], refused: list[str]) -> Cal
 
     def add() -> None:
         try:
-            group._create(nothing(), None, None, None, None)
+            group._create(nothing(), None, None, None, None, False)
         except RuntimeError as exc:
             refused.append(str(exc))
 

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import equal, explore_for_longer
 
 from polyloop._core._port import Port
-from polyloop.tasks._turns import Turns, WaitingHandle
+from polyloop.tasks._turns import Turns, Waiting, WaitingHandle
 from polyloop.testing import Interleaving, explore
 
 SCHEDULES = 400
@@ -39,7 +39,7 @@ class Line(Turns):
         handle._group = self
         return handle
 
-    def _start(self, handle: WaitingHandle[Any]) -> None:
+    def _start(self, handle: Waiting[Any]) -> None:
         handle._has_turn = True
         self.started.append(handle)
 

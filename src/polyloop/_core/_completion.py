@@ -15,14 +15,17 @@ import contextvars
 import math
 from collections.abc import Callable, Generator, Iterable
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from polyloop._core import _prims
 from polyloop._core._context import here, runs_a_loop
 from polyloop._core._errors import copy_exception
-from polyloop._core._parking import ThreadWaiter, refuse_on_loop_thread
+from polyloop._core._parking import ThreadWaiter, refuse_on_loop_thread, running_migrant
 from polyloop._core._port import Port, current_port, logger
 from polyloop._core._scope import protected
+
+if TYPE_CHECKING:
+    from polyloop._core._migrant import MigrantWaiter
 
 #: A waiter: called once, by any thread, to wake whoever waits. Must not raise.
 type Wake = Callable[[], object]
@@ -149,6 +152,10 @@ class Completion[T]:
 
     def _wait(self) -> Generator[Any]:
         """Park the calling coroutine once."""
+        migrant = running_migrant()
+        if migrant is not None:
+            yield from self._park_migrant(migrant.waiter())
+            return
         port = here.port
         if port is None or port.loop is not asyncio._get_running_loop():
             port = current_port()
@@ -161,6 +168,16 @@ class Completion[T]:
             yield from future
         except BaseException:
             self._drop_waiter(wake)
+            raise
+
+    def _park_migrant(self, waiter: "MigrantWaiter") -> Generator[Any]:
+        self._waiters[waiter] = True
+        if self._done and self._waiters.pop(waiter, False):
+            return
+        try:
+            yield waiter
+        except BaseException:
+            self._drop_waiter(waiter)
             raise
 
     def _block(self, timeout: float | None, call: str) -> None:

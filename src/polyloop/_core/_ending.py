@@ -8,9 +8,12 @@ import sys
 import traceback
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from polyloop._core import _prims
+
+if TYPE_CHECKING:
+    from polyloop._core._migrant import MigratableTask
 
 #: Seconds that each step after the deadline gets, so that one with nothing to do is not taken for stuck.
 _LEAST_STEP = 0.05
@@ -99,8 +102,12 @@ async def _until(step: Coroutine[Any, Any, object], deadline: float) -> bool:
 
 def stuck_task(task: "asyncio.Task[Any]", name: str, where: str) -> Stuck:
     """Describe a task of this thread's loop that would not end."""
-    stack = tuple(_frame(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name) for frame in task.get_stack())
-    return Stuck("task", name, where, stack)
+    return Stuck("task", name, where, task_stack(task))
+
+
+def task_stack(task: "asyncio.Task[Any] | MigratableTask[Any]") -> tuple[str, ...]:
+    """The stack of a task that is suspended."""
+    return tuple(_frame(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name) for frame in task.get_stack())
 
 
 def stuck_thread(ident: int | None, name: str, where: str) -> Stuck:

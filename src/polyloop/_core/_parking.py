@@ -8,7 +8,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from polyloop._core import _prims, _trio
 from polyloop._core._context import here, runs_a_loop
@@ -16,6 +16,9 @@ from polyloop._core._errors import BlockingCallError
 from polyloop._core._port import Port, current_port
 from polyloop._core._scope import protected
 from polyloop._core._spin import SpinPolicy, spin_ns_for, spin_permits
+
+if TYPE_CHECKING:
+    from polyloop._core._migrant import MigratableTask
 
 
 class Waiter(Protocol):
@@ -103,15 +106,28 @@ _PASSED_ON: Final = "passed on"
 
 
 _modules = sys.modules
+_current_task: Any = asyncio.current_task  # typed as if there were no other tasks than asyncio's own
 _TRIO = "trio"
 
 
+def running_migrant() -> "MigratableTask[Any] | None":
+    """The migratable task that calls, if one does."""
+    port = here.port
+    if port is None or port.migrant is None:
+        return None
+    # A task of asyncio may take its first step inside a step of ours.
+    return port.migrant if _current_task(port.loop) is port.migrant else None
+
+
 def async_waiter() -> AsyncWaiter:
-    """A waiter for the running coroutine, on asyncio or trio.
+    """A waiter for the running coroutine: a migratable task's, or on asyncio or trio.
 
     Raises:
-        RuntimeError: neither of them runs it.
+        RuntimeError: none of them runs it.
     """
+    migrant = running_migrant()
+    if migrant is not None:
+        return migrant.waiter()
     return _trio.TrioWaiter() if _TRIO in _modules and _trio.runs_this() else LoopWaiter()
 
 

@@ -19,7 +19,9 @@ from polyloop._core._errors import RuntimeClosedError, copy_exception
 from polyloop._core._mailbox import Mailbox
 
 if TYPE_CHECKING:
+    from polyloop._core._crew import Crew, Member
     from polyloop._core._handle import TaskHandle
+    from polyloop._core._migrant import MigratableTask
 
 logger = logging.getLogger("polyloop")
 
@@ -66,6 +68,9 @@ class Port:
 
     stealing = False  # whether tasks that wait here may be taken by another
     silent = False  # whether the loop may be closed without a word to anybody
+    crew: "Crew | None" = None  # of a worker: those with whom it shares migratable tasks
+    crew_member: "Member"
+    migrant: "MigratableTask[Any] | None" = None  # the one that is being stepped here. Owner thread
 
     def admit(self, handle: "TaskHandle[Any]", stealable: bool) -> None:
         """Queue a handle to be started on this loop. Any thread."""

@@ -38,17 +38,19 @@ _LAST_WAKE_TIMEOUT = 1.0
 
 
 class Tenant(Protocol):
-    """What the selector serves: the loop's mailbox, its tasks that have not started, and its idle moments."""
+    """What the selector serves: the loop's mailbox, tasks that have not started or migrate, and its idle moments."""
 
     mailbox: Mailbox
     unstarted: deque[Any]
+    runnable: deque[Any]
+    bound: deque[Any]
 
     def serve(self) -> None:
         """Run what was posted and start tasks. Loop thread."""
         ...
 
     def on_idle(self) -> bool:
-        """Called when the loop is about to sleep; return whether that put work into ``unstarted``. Loop thread."""
+        """Called when the loop is about to sleep; return whether that found something to serve. Loop thread."""
         ...
 
 
@@ -69,6 +71,8 @@ class WorkerSelector(selectors.DefaultSelector):
         self._tenant: Tenant
         self._items: deque[Any]
         self._unstarted: deque[object]
+        self._runnable: deque[Any]
+        self._bound: deque[Any]
         self._tokens: deque[None]
         self._polled_ns = 0  # when the sockets were last looked at
         self.slept_ns = 0  # written by the loop thread, read by anyone
@@ -80,6 +84,8 @@ class WorkerSelector(selectors.DefaultSelector):
         self._items = tenant.mailbox.items
         self._tokens = tenant.mailbox.tokens
         self._unstarted = tenant.unstarted
+        self._runnable = tenant.runnable
+        self._bound = tenant.bound
 
     def wake(self) -> None:
         """End the sleep. Called by whoever popped the token, from any thread."""
@@ -87,7 +93,7 @@ class WorkerSelector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> "Events":
         """Serve the mailbox, then poll; sleep for at most ``timeout`` seconds if there is nothing to do."""
-        if self._items or self._unstarted:
+        if self._items or self._unstarted or self._runnable or self._bound:
             self._tenant.serve()
             return self._poll_if_due()
         if timeout is not None and timeout <= 0:
@@ -130,11 +136,11 @@ class WorkerSelector(selectors.DefaultSelector):
 
     def _spin_for(self, spin_ns: int) -> "Events | None":
         clock = _prims.monotonic_ns
-        items, unstarted = self._items, self._unstarted
+        items, unstarted, runnable, bound = self._items, self._unstarted, self._runnable, self._bound
         began = now = clock()
         while now - began < spin_ns:
             for _ in range(_LOOKS_PER_POLL):
-                if items or unstarted:
+                if items or unstarted or runnable or bound:
                     self._spin_policy.hit()
                     return []
             self._polled_ns = now
@@ -151,7 +157,7 @@ class WorkerSelector(selectors.DefaultSelector):
         # Announce the sleep, then look a last time, at the peers' tasks too: see _mailbox. A peer that gets one appends
         # it and then looks for a worker that has announced its sleep, so none waits there while this one sleeps.
         self._tokens.append(None)
-        if self._items or self._unstarted or self._tenant.on_idle():
+        if self._items or self._unstarted or self._runnable or self._bound or self._tenant.on_idle():
             self._retract()
             self._tenant.serve()
             return self._poll_if_due()
@@ -164,10 +170,12 @@ class WorkerSelector(selectors.DefaultSelector):
         self.sleeps += 1
         self.slept_ns += slept_ns
         self._take_wakes(events)
-        if self._items or self._unstarted:
+        if self._items or self._unstarted or self._runnable or self._bound:
             self._spin_policy.woken(slept_ns)
             if not events or (len(events) == 1 and events[0][0] is self._waker_key):
                 self._tenant.serve()
+        elif self._tenant.on_idle():  # a peer that has too much has called
+            self._tenant.serve()
         return events
 
     def _take_wakes(self, events: "Events") -> None:

@@ -1,9 +1,9 @@
 """A worker: one thread that owns one loop for the life of the runtime.
 
-Work reaches a worker in three queues. ``mailbox`` holds callables: wake-ups, cancellations, word of other tasks.
-``pinned`` holds tasks that were placed on this worker by name or key. ``unstarted`` holds tasks that any worker may
-start; their owner takes them from the left, and so does a thief, so the one that has waited longest starts first. A
-deque's ``popleft`` is atomic, so a task is started by exactly one worker.
+Work reaches a worker in three queues, besides those of tasks that migrate (``_crew``). ``mailbox`` holds callables:
+wake-ups, cancellations, word of other tasks. ``pinned`` holds tasks that were placed on this worker by name or key.
+``unstarted`` holds tasks that any worker may start; their owner takes them from the left, and so does a thief, so the
+one that has waited longest starts first. A deque's ``popleft`` is atomic, so a task is started by exactly one worker.
 
 A worker ends in one of two ways. ``wind_down`` (shutdown) cancels what runs, waits for it within a deadline and stops
 the loop. Death is everything else that ends ``run_forever``: user code stopped the loop, or the loop itself raised.
@@ -21,6 +21,7 @@ from typing import Any
 from polyloop._core import _prims
 from polyloop._core._completion import Completion
 from polyloop._core._context import here
+from polyloop._core._crew import Crew, Member
 from polyloop._core._ending import Stuck, cancel_all, finish_loop, stuck_task
 from polyloop._core._errors import RuntimeClosedError, WorkerDiedError, copy_exception
 from polyloop._core._handle import TaskHandle
@@ -64,6 +65,7 @@ class Worker(Port):
         self.unstarted: deque[TaskHandle[Any]] = deque()  # appended by any thread, popped by any worker
         super().__init__(name)
         self.index = index
+        self.join(Crew((self,)))  # until the runtime makes it one of several
         self.ended = Completion[None]()
         self.ready = Completion[None]()
         self.stealing = stealing
@@ -95,12 +97,18 @@ class Worker(Port):
     @property
     def load(self) -> int:
         """Tasks that run or wait here. Any thread; a snapshot."""
-        return len(self.live) + len(self.unstarted) + len(self.pinned)
+        return len(self.live) + len(self.unstarted) + len(self.pinned) + self.crew_member.load
 
     @property
     def alive(self) -> bool:
         """Whether tasks may still be placed here. Any thread."""
         return self._refusal is None
+
+    def join(self, crew: Crew) -> None:
+        """Share tasks that migrate with others. Before the loop runs."""
+        self.crew = crew
+        self.crew_member = member = Member(self, crew)
+        self.runnable, self.bound = member.runnable, member.bound
 
     # Admission: any thread
 
@@ -135,18 +143,23 @@ class Worker(Port):
         if waiting:
             if self._refusal is not None:
                 self._refuse_unstarted()
-                return
             count = self._budget.allow(len(waiting), _prims.monotonic_ns()) if self.stealing else len(waiting)
             for _ in range(count):
                 try:
                     handle = waiting.popleft()
                 except IndexError:  # a thief was faster
-                    return
+                    break
                 handle._start(self)
+        if self.runnable or self.bound:
+            self.crew_member.run()
 
     def on_idle(self) -> bool:
         """Nothing to do here: take waiting tasks from a peer. Called by the selector before a sleep; must not raise."""
-        if not self.stealing or self._refusal is not None:
+        if not self.stealing:
+            return False
+        if self.crew_member.steal():
+            return True
+        if self._refusal is not None:
             return False
         peers = self.peers
         first = self._next_victim
@@ -185,7 +198,7 @@ class Worker(Port):
         try:
             self.serve()
         finally:  # a SystemExit may have ended the drain early
-            if self.mailbox.items or self.unstarted or self.on_idle():
+            if self.mailbox.items or self.unstarted or self.runnable or self.bound or self.on_idle():
                 self.mailbox.signal()
 
     # Life: the worker's own thread
@@ -223,6 +236,7 @@ class Worker(Port):
         self.selector.attach(self)
         loop = WorkerLoop(self.selector)
         loop.on_task_factory = self._take_task_factory
+        loop.port = self
         self.plain_tasks = True
         return loop
 
@@ -269,6 +283,7 @@ class Worker(Port):
         refusal.__cause__ = cause
         self.close_doors(refusal)
         logger.critical("polyloop: %s", refusal, exc_info=cause)
+        self.crew_member.close(refusal)
         self.forsake()
         cleanup = cancel_all(loop, _prims.monotonic() + _DEATH_TIMEOUT, (), self._cancelled)
         with contextlib.suppress(BaseException):
@@ -337,11 +352,13 @@ class Worker(Port):
         self._winding = asyncio.current_task()
         self.wind_down_by = deadline
         self.close_doors(refusal)
+        self.crew_member.crew.end()
         while True:
             try:
                 names = {handle._task: handle.name for handle in self.live}
                 pending = await cancel_all(self.loop, self.wind_down_by, names, self._cancelled)
                 self.stuck = [stuck_task(task, names.get(task) or task.get_name(), self.name) for task in pending]
+                self.stuck += await self.crew_member.crew.wait_empty(self.wind_down_by)
                 self.stuck += await finish_loop(self.loop, self.wind_down_by, self.name)
             except asyncio.CancelledError:
                 continue
@@ -382,6 +399,7 @@ class Worker(Port):
     def leave_behind(self, refusal: BaseException) -> None:
         """Complete every handle that this worker owns, and refuse what comes. Any thread, once the loop is lost."""
         self.close_doors(refusal)
+        self.crew_member.close(refusal)
         self.forsake()
         self.close_mailbox()
 

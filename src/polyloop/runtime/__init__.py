@@ -6,6 +6,7 @@ from polyloop.runtime import _hooks as _hooks
 from polyloop.runtime._current import current_runtime, spawn
 from polyloop.runtime._executor import RuntimeExecutor
 from polyloop.runtime._future import RuntimeFuture
+from polyloop.runtime._migrate import checkpoint, pinned, sleep
 from polyloop.runtime._placement import Here, LeastLoaded, Placement, RoundRobin
 from polyloop.runtime._report import ShutdownReport
 from polyloop.runtime._run import run
@@ -22,7 +23,10 @@ __all__ = (
     "ShutdownReport",
     "Stuck",
     "Worker",
+    "checkpoint",
     "current_runtime",
+    "pinned",
     "run",
+    "sleep",
     "spawn",
 )

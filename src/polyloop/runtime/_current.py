@@ -57,6 +57,7 @@ def spawn[*Ts, T](
     key: Hashable | None = None,
     name: str | None = None,
     context: contextvars.Context | None = None,
+    migratable: bool | None = None,
 ) -> TaskHandle[T]:
     """Start ``fn(*args)`` on one of the current runtime's loops; see ``Runtime.spawn``.
 
@@ -65,4 +66,4 @@ def spawn[*Ts, T](
 
     .. versionadded:: 0.1
     """
-    return current_runtime().spawn(fn, *args, on=on, key=key, name=name, context=context)
+    return current_runtime().spawn(fn, *args, on=on, key=key, name=name, context=context, migratable=migratable)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from polyloop._core import _overdue, _prims
 from polyloop._core._completion import Completion, all_done
 from polyloop._core._context import here
+from polyloop._core._crew import Crew
 from polyloop._core._ending import Stuck, stuck_thread
 from polyloop._core._errors import RuntimeClosedError
 from polyloop._core._gilwatch import gil_watch
@@ -46,6 +47,7 @@ class Life:
 
     def __init__(self, workers: Workers, loop_factory: LoopFactory | None, shutdown_timeout: float) -> None:
         self._workers = workers
+        self._crew = Crew(workers)
         self._loop_factory = loop_factory
         self._shutdown_timeout = shutdown_timeout
         self._lock = _prims.Lock()
@@ -263,6 +265,8 @@ class Life:
                     worker.abandon(RuntimeClosedError(f"{self!r} was closed while {worker!r} was stuck"))
                 elif worker.thread is not None:
                     worker.thread.join(GRACE)
+            self._crew.forsake(self._end_refusal())
+            self._crew.overseer.stop(GRACE)
             stuck.extend(_overdue.left_behind(workers))
         finally:
             self._publish(ShutdownReport(tuple(stuck)))
@@ -304,6 +308,7 @@ class Life:
             worker.cut_off(error)
         for worker in self._workers:
             worker.leave_behind(error)
+        self._crew.forsake(error)
         for executor in list(self._executors):
             executor._forked(error)
         _registry.discard(self)

@@ -34,6 +34,7 @@ def run[T](
     loop_factory: LoopFactory | None = None,
     placement: PlacementName | Placement = "least_loaded",
     steal: bool = True,
+    migratable: bool = False,
     spin: bool | float | None = None,
     debug: bool | None = None,
     shutdown_timeout: float = SHUTDOWN_TIMEOUT,
@@ -46,7 +47,7 @@ def run[T](
     Args:
         main: The coroutine to run.
         loops: Number of loops; by default one per usable core on a free-threaded interpreter, and 1 with the GIL.
-        loop_factory, placement, steal, spin, debug, shutdown_timeout: See ``Runtime``.
+        loop_factory, placement, steal, migratable, spin, debug, shutdown_timeout: See ``Runtime``.
     Returns:
         The result of ``main``.
     Raises:
@@ -70,6 +71,7 @@ def run[T](
             loop_factory=loop_factory,
             placement=placement,
             steal=steal,
+            migratable=migratable,
             spin=spin,
             debug=debug,
             shutdown_timeout=shutdown_timeout,

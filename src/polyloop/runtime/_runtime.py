@@ -8,7 +8,7 @@ notebooks and tests.
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine, Hashable
-from types import CoroutineType
+from types import CoroutineType, FunctionType
 from typing import Any, cast
 
 from polyloop._core import _prims
@@ -16,6 +16,7 @@ from polyloop._core._context import here
 from polyloop._core._context_owner import context_owner
 from polyloop._core._errors import RuntimeClosedError, WorkerDiedError
 from polyloop._core._handle import TaskHandle
+from polyloop._core._migrant import MigratableTask
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._port import Port
 from polyloop._core._scope import shield
@@ -45,14 +46,17 @@ class Runtime(Life):
             faster than any other. Any other loop is tried once for lost wake-ups, and refused if it loses one.
         placement: Where tasks go that say nothing themselves: ``"least_loaded"``, ``"round_robin"``, ``"here"``, or an
             object with a ``choose`` method (see ``Placement``).
-        steal: Whether an idle worker may take tasks that have not started from a busy one.
+        steal: Whether an idle worker may take tasks that have not started from a busy one, and those that migrate.
+        migratable: Whether tasks migrate that say nothing themselves, neither ``migratable`` nor where to run; see
+            ``spawn``.
         spin: How long an idle worker looks for work before it sleeps: seconds, ``True`` or ``False``. By default 50 us
             on a free-threaded interpreter with more than one core, adapted to how often it pays; off with the GIL.
         debug: asyncio's debug mode for every loop; by default as ``PYTHONASYNCIODEBUG`` says.
         name: Prefix of the workers' thread names.
         shutdown_timeout: Seconds that leaving the block waits for tasks to end.
     Raises:
-        ValueError: ``loops`` is below 1, or ``placement`` or ``spin`` is out of range.
+        ValueError: ``loops`` is below 1, or ``placement`` or ``spin`` is out of range, or ``migratable`` is given with
+            a ``loop_factory``.
     Thread safety: ``spawn``, ``run``, ``close`` and the attributes may be used from any thread.
 
     .. versionadded:: 0.1
@@ -65,6 +69,7 @@ class Runtime(Life):
         loop_factory: LoopFactory | None = None,
         placement: PlacementName | Placement = "least_loaded",
         steal: bool = True,
+        migratable: bool = False,
         spin: bool | float | None = None,
         debug: bool | None = None,
         name: str = "polyloop",
@@ -82,8 +87,11 @@ class Runtime(Life):
         )
         super().__init__(workers, loop_factory, shutdown_timeout)
         self._router = Router(self, workers, placement)
+        self._migratable = migratable
+        self.check_migratable(migratable)
         for worker in workers:
             worker.peers = workers
+            worker.join(self._crew)
             worker.runtime = self
             worker.adopt = self._router.adopt
 
@@ -105,6 +113,7 @@ class Runtime(Life):
         key: Hashable | None = None,
         name: str | None = None,
         context: contextvars.Context | None = None,
+        migratable: bool | None = None,
     ) -> TaskHandle[T]:
         """Start ``fn(*args)`` on one of the loops and return without waiting for it.
 
@@ -115,20 +124,24 @@ class Runtime(Life):
             name: Label in logs and reports; the qualified name of ``fn`` by default.
             context: The context to run in; a copy of the caller's by default. One thread at a time can be in a context,
                 so without ``on`` or ``key`` the task stays on the caller's loop.
+            migratable: Whether the task may go on on another worker each time it has waited for something of polyloop.
+                With ``on`` or ``key`` it is a task of that kind, and stays where that says. By default as the runtime
+                was told. See ``docs/migrating.md``.
         Returns:
             A handle; awaiting it, on any loop, gives the result or raises what ``fn`` raised.
         Raises:
             RuntimeClosedError: the runtime is not running; ``fn`` was not called.
             TypeError: ``fn`` is not an async function.
             WorkerDiedError: every worker has died.
-            ValueError: ``on`` names no placement or a worker of another runtime, or both ``on`` and ``key`` are given.
+            ValueError: ``on`` names no placement or a worker of another runtime, or both ``on`` and ``key`` are given,
+                or ``migratable`` although the loops are not polyloop's own.
         Cancellation: cancelling the caller later leaves the task running; closing the runtime cancels it.
         Thread safety: any thread, with or without a loop. Tasks that one thread puts on the same worker by ``on`` or
         ``key`` start in the order of the calls.
 
         .. versionadded:: 0.1
         """
-        if _is_coroutine(fn):
+        if type(fn) is not FunctionType and _is_coroutine(fn):
             cast("Any", fn).close()
             raise TypeError(
                 f"spawn() calls the function itself, got {fn!r}; write spawn(fetch, url) or submit(fetch(url))"
@@ -138,9 +151,42 @@ class Runtime(Life):
         coro = fn(*args)
         if not _is_coroutine(coro):
             raise TypeError(f"spawn() needs an async function, and {fn!r} returned {coro!r}; use to_thread() for it")
-        handle = TaskHandle(coro, name, context)
+        handle = self.new_handle(coro, name, context, migratable, on, key)
         self.place(handle, on, key)
         return handle
+
+    def new_handle[T](
+        self,
+        coro: Coroutine[Any, Any, T],
+        name: str | None,
+        context: contextvars.Context | None,
+        migratable: bool | None,
+        on: On | None,
+        key: Hashable | None,
+    ) -> TaskHandle[T]:
+        """A task of the kind that is asked for, to be placed. Any thread.
+
+        Raises:
+            ValueError: ``migratable`` although the loops are not polyloop's own; ``coro`` was closed.
+        """
+        if migratable is None:
+            migratable = self._migratable and on is None and key is None and context is None
+        if not migratable:
+            return TaskHandle(coro, name, context)
+        if self._loop_factory is not None:
+            coro.close()
+            self.check_migratable(True)
+        return MigratableTask(coro, self._crew, name, context)
+
+    def check_migratable(self, migratable: bool | None) -> bool:
+        """Whether tasks migrate, given what their caller has said.
+
+        Raises:
+            ValueError: it has said so, and the loops are not polyloop's own.
+        """
+        if migratable and self._loop_factory is not None:
+            raise ValueError("tasks migrate between polyloop's own loops only; leave out loop_factory or migratable")
+        return self._migratable if migratable is None else migratable
 
     def submit[T](
         self,
@@ -150,6 +196,7 @@ class Runtime(Life):
         key: Hashable | None = None,
         name: str | None = None,
         context: contextvars.Context | None = None,
+        migratable: bool | None = None,
     ) -> TaskHandle[T]:
         """``spawn`` for a coroutine that exists already; it is closed if the runtime refuses it.
 
@@ -158,12 +205,15 @@ class Runtime(Life):
         """
         if not _is_coroutine(coro):
             raise TypeError(f"submit() needs a coroutine, got {coro!r}; call the async function: submit(main())")
-        handle = TaskHandle(coro, name, context)
+        handle = self.new_handle(coro, name, context, migratable, on, key)
         self.place(handle, on, key)
         return handle
 
     def place(self, handle: TaskHandle[Any], on: On | None = None, key: Hashable | None = None) -> None:
         """Start a new handle, here or elsewhere; its coroutine is closed if that is refused. Any thread."""
+        if isinstance(handle, MigratableTask):
+            self._place_migrant(handle, on, key)
+            return
         solo = self._solo
         if solo is not None and solo is here.port and on is None and key is None:
             handle._start_here(solo)
@@ -187,6 +237,27 @@ class Runtime(Life):
             handle._context = contextvars.copy_context()
         handle._claim_context(port)
         port.admit(handle, stealable)
+
+    def _place_migrant(self, task: MigratableTask[Any], on: On | None, key: Hashable | None) -> None:
+        port: Port | None = here.port
+        stays = on is not None or key is not None or task._shares_context
+        try:
+            if self._state != "running":
+                raise self._closed_error(task.name)
+            if task._shares_context and on is None and key is None:
+                port = self._home_of(task)
+            elif stays or port is None or port.crew is not self._crew:
+                port, _ = self._router.route(on, key)
+            if not isinstance(port, Worker):
+                raise ValueError(f"{task.name!r} cannot stay on {port!r}, which is no worker: leave out migratable")
+            if task._shares_context:
+                task._claim_context(port)
+        except BaseException as exc:
+            task._drop()
+            if isinstance(exc, WorkerDiedError) and self._state != "running":
+                raise self._closed_error(task.name) from None
+            raise
+        self._crew.start(task, port, stays)
 
     def _home_of(self, handle: TaskHandle[Any]) -> Port:
         """The loop for a task in a context of the user's: one thread at a time can be in it, so it has one loop."""

@@ -18,14 +18,17 @@ from types import CoroutineType
 from typing import Any
 
 from polyloop._core._context import here, runs_a_loop
+from polyloop._core._crew import Crew
 from polyloop._core._handle import TaskHandle
+from polyloop._core._migrant import MigratableTask
+from polyloop._core._worker import Worker
 from polyloop.offload._call import OnCancel, check_policy
 from polyloop.offload._to_thread import on_pool
 from polyloop.runtime._routing import On
 from polyloop.sync._capacity import CapacityLimiter
 from polyloop.tasks._group_home import GroupHome
 from polyloop.tasks._start import place
-from polyloop.tasks._turns import WaitingHandle
+from polyloop.tasks._turns import Waiting, WaitingHandle, WaitingMigrant
 
 
 class TaskGroup(GroupHome):
@@ -43,8 +46,10 @@ class TaskGroup(GroupHome):
         limit: Most children that run at once. The others wait for their turn, in the order in which they were created;
             they can be cancelled, and those of a group that is aborted never begin. A child that waits for one that it
             has created itself keeps its turn meanwhile: with nested children, leave some to spare.
+        migratable: Whether the children migrate that say nothing themselves; by default as the runtime was told. (A
+            parent that migrates stays on its loop inside the block.)
     Raises:
-        ValueError: ``limit`` is below 1.
+        ValueError: ``limit`` is below 1; on entry, ``migratable`` and the loops are not polyloop's own.
     Thread safety: ``create_task``, ``start_soon``, ``start_thread`` and ``cancel`` may be called from any child on any
     loop, and from any thread while the group is open. Enter and leave it in one task.
 
@@ -62,6 +67,7 @@ class TaskGroup(GroupHome):
         on: On | None = None,
         key: Hashable | None = None,
         eager_start: bool | None = None,
+        migratable: bool | None = None,
     ) -> TaskHandle[T]:
         """Start a child and return its handle; ``asyncio.TaskGroup.create_task`` with a choice of the loop.
 
@@ -74,9 +80,12 @@ class TaskGroup(GroupHome):
                 choose from; what makes no sense is refused all the same.
             eager_start: Accepted as asyncio's, but not ``True``: the caller cannot run the first step of a task of
                 another loop. (A child on another loop takes it as soon as that loop has it.)
+            migratable: Whether the child may go on on another worker each time it has waited for something of polyloop;
+                see ``Runtime.spawn``. By default as the group was told, or the runtime, unless ``on``, ``key`` or
+                ``context`` are given. Without a runtime there is nowhere to go.
         Raises:
             TypeError: ``coro`` is not a coroutine, or ``eager_start`` is true; ``coro`` was closed.
-            ValueError: ``on`` or ``key`` make no sense; ``coro`` was closed.
+            ValueError: ``on`` or ``key`` make no sense, or ``migratable``; ``coro`` was closed.
             RuntimeError: the group was not entered, is being cancelled, or has finished; ``coro`` was closed.
             RuntimeClosedError: the runtime is closing.
         Cancellation: waits for nothing.
@@ -88,9 +97,18 @@ class TaskGroup(GroupHome):
         if eager_start:
             coro.close()
             raise TypeError("a child may run on another loop, where its creator cannot step it: leave out eager_start")
-        port = here.port
+        port: Any = here.port
+        if migratable is None:
+            migratable = self._children_migrate and on is None and key is None and context is None
+        if migratable:
+            crew = self._crew
+            if crew is not None and on is None and key is None and context is None and port and port.crew is crew:
+                task = MigratableTask(coro, crew, name, None)
+                if self._start_migrant(task, crew, port):
+                    return task
+            return self._create(coro, name, context, on, key, True)
         if port is not self._direct or on is not None or key is not None or port is None:
-            return self._create(coro, name, context, on, key)
+            return self._create(coro, name, context, on, key, False)
         handle = TaskHandle(coro, name, context)
         handle._group = self
         self._tasks.add(handle)
@@ -107,14 +125,14 @@ class TaskGroup(GroupHome):
         context: contextvars.Context | None,
         on: On | None,
         key: Hashable | None,
+        migratable: bool,
     ) -> TaskHandle[T]:
         """``create_task`` where there is a choice of loops, or another thread may decide at the same time."""
         closed = self._why_closed()
         if closed is not None:
             coro.close()
             raise RuntimeError(f"TaskGroup {self!r} {closed}")
-        kind = TaskHandle[T] if self._turns is None else WaitingHandle[T]
-        handle = kind(coro, name, context)
+        handle = self._new_handle(coro, name, context, migratable)
         handle._group = self
         self._tasks.add(handle)
         if self._finished:  # the group was left between the look above and the add
@@ -135,6 +153,36 @@ class TaskGroup(GroupHome):
         finally:
             del handle  # as in create_task
 
+    def _start_migrant(self, task: MigratableTask[Any], crew: Crew, worker: Worker) -> bool:
+        """``_create`` for most children that migrate: made on a worker, for an unlimited group that is open."""
+        task._group = self
+        self._tasks.add(task)
+        if self._crew is None:  # it is being left, or was aborted: that takes a closer look
+            self._tasks.discard(task)
+            self._home.post(self._look_again)
+            return False
+        task._port = worker
+        crew.live.add(task)
+        worker.runnable.append(task)  # on its own thread: it is awake
+        if crew.ending:
+            crew.start_late(task)
+        return True
+
+    def _new_handle[T](
+        self, coro: Coroutine[Any, Any, T], name: str | None, context: contextvars.Context | None, migratable: bool
+    ) -> TaskHandle[T]:
+        runtime = self._runtime
+        if migratable and runtime is not None:
+            try:
+                runtime.check_migratable(migratable)
+            except ValueError:
+                coro.close()
+                raise
+            if self._turns is None:
+                return MigratableTask(coro, runtime._crew, name, context)
+            return WaitingMigrant(coro, runtime._crew, name, context)
+        return (TaskHandle if self._turns is None else WaitingHandle)(coro, name, context)
+
     def start_soon[*Ts](
         self,
         fn: Callable[[*Ts], Coroutine[Any, Any, object]],
@@ -143,6 +191,7 @@ class TaskGroup(GroupHome):
         context: contextvars.Context | None = None,
         on: On | None = None,
         key: Hashable | None = None,
+        migratable: bool | None = None,
     ) -> None:
         """Start ``fn(*args)`` as a child and return nothing; the spelling of anyio and trio.
 
@@ -153,7 +202,7 @@ class TaskGroup(GroupHome):
         closed = self._why_closed()
         if closed is not None:
             raise RuntimeError(f"TaskGroup {self!r} {closed}")
-        self.create_task(fn(*args), name=name, context=context, on=on, key=key)
+        self.create_task(fn(*args), name=name, context=context, on=on, key=key, migratable=migratable)
 
     def start_thread[*Ts, T](
         self,
@@ -215,7 +264,7 @@ class TaskGroup(GroupHome):
         return "is shutting down" if self._aborting else None
 
     def _place(self, handle: TaskHandle[Any], on: On | None, key: Hashable | None) -> None:
-        if isinstance(handle, WaitingHandle):
+        if isinstance(handle, Waiting):
             assert self._turns is not None
             self._turns.enter(handle, on, key)
         else:

@@ -6,9 +6,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from polyloop._core._context import here
+from polyloop._core._crew import Crew
 from polyloop._core._handle import TaskHandle
+from polyloop._core._migrant import MigratableTask
 from polyloop._core._port import Port, current_port
 from polyloop.runtime._current import running_runtime
+from polyloop.runtime._migrate import pin
 from polyloop.runtime._runtime import Runtime
 from polyloop.tasks._start import checked_limit
 from polyloop.tasks._turns import Turns
@@ -17,8 +20,12 @@ from polyloop.tasks._turns import Turns
 class GroupHome:
     """The state of a group, and what happens to it on its own loop. The theory is in ``_group.py``."""
 
-    def __init__(self, *, limit: int | None = None) -> None:
+    def __init__(self, *, limit: int | None = None, migratable: bool | None = None) -> None:
         self._limit = checked_limit(limit)
+        self._migratable = migratable  # what was said; the next is what follows from it
+        self._children_migrate = False
+        self._crew: Crew | None = None  # of the runtime, unless the children have to wait for their turn
+        self._pinned: MigratableTask[Any] | None = None  # the parent, if it is one: it stays at home
         self._turns: Turns | None = None  # of the children of a limited group; made on entry
         # Home, while a child created there starts there: no other loop to choose, nothing to refuse. Written at home.
         self._direct: Port | None = None
@@ -73,6 +80,10 @@ class GroupHome:
         self._parent = asyncio.current_task()
         if self._parent is None:
             raise RuntimeError(f"TaskGroup {self!r} cannot determine the parent task")
+        if self._runtime is not None and self._migratable is not False:
+            self._children_migrate = self._runtime.check_migratable(self._migratable)
+            self._crew = self._runtime._crew if self._limit is None and self._runtime._loop_factory is None else None
+        self._pinned = pin()
         if self._limit is not None:
             self._turns = Turns(self._limit, self._home, self._runtime)
         elif self._runtime is None or self._runtime._solo is self._home:
@@ -91,7 +102,9 @@ class GroupHome:
             return await self._leave(exc)
         finally:
             # Exceptions keep frames alive, and those this group: break the cycles.
-            self._parent = self._aborted = None
+            if self._pinned is not None:
+                self._pinned.detach()
+            self._parent = self._aborted = self._pinned = None
             self._errors = []
             self._base_error = self._cancelled = self._last_cancelled = None
             exc = None
@@ -99,7 +112,7 @@ class GroupHome:
     async def _leave(self, exc: BaseException | None) -> bool:
         """The rules of asyncio's TaskGroup, those of the newest version (3.15) where versions differ."""
         self._exiting = True
-        self._direct = None
+        self._direct = self._crew = None
         if isinstance(exc, asyncio.CancelledError):
             self._cancelled = exc
         elif exc is not None and _is_base_error(exc) and self._base_error is None:
@@ -203,7 +216,7 @@ class GroupHome:
 
     def _abort(self) -> None:
         self._aborting = True
-        self._direct = None
+        self._direct = self._crew = None
         if self._turns is not None:
             self._turns.close()
         self._aborted = self._tasks.copy()

@@ -1,14 +1,14 @@
 """Coroutines among awaitables become tasks on all loops: what ``gather``, ``as_completed`` and ``race`` begin with."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any
 
 from polyloop._core._handle import TaskHandle
 from polyloop._core._port import current_port
 from polyloop.runtime._current import running_runtime
 from polyloop.tasks._start import checked_limit, close_all
-from polyloop.tasks._turns import Turns, WaitingHandle
+from polyloop.tasks._turns import Turns, Waiting, WaitingHandle, WaitingMigrant
 
 
 def spread(aws: Sequence[Awaitable[Any]], limit: int | None = None) -> dict[int, Any]:
@@ -47,8 +47,14 @@ class _Starter:
         if not asyncio.iscoroutine(aw):
             return aw if isinstance(aw, TaskHandle) else asyncio.ensure_future(aw)
         if self._turns is not None:
-            handle = WaitingHandle[Any](aw)
+            handle = self._waiting(aw)
             handle._group = self._turns
             self._turns.enter(handle, None, None)
             return handle
         return asyncio.ensure_future(aw) if self._runtime is None else self._runtime.submit(aw)
+
+    def _waiting(self, coro: Coroutine[Any, Any, Any]) -> Waiting[Any]:
+        runtime = self._runtime
+        if runtime is not None and runtime.check_migratable(None):
+            return WaitingMigrant(coro, runtime._crew, None, None)
+        return WaitingHandle(coro)

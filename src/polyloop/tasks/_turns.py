@@ -19,6 +19,7 @@ from typing import Any
 from polyloop._core._context import here, runs_a_loop
 from polyloop._core._context_owner import claim_context
 from polyloop._core._handle import TaskHandle
+from polyloop._core._migrant import MigratableTask
 from polyloop._core._port import Port, current_port
 from polyloop._core._waiting import Stock
 from polyloop.runtime._placement import Here
@@ -27,8 +28,8 @@ from polyloop.runtime._runtime import Runtime
 from polyloop.tasks._start import check_choice, place
 
 
-class WaitingHandle[T](TaskHandle[T]):
-    """The handle of a task that may have to wait for its turn."""
+class Waiting[T](TaskHandle[T]):
+    """What a task has that may have to wait for its turn."""
 
     _turns: "Turns | None" = None  # set before it is in line
     _where: tuple[Port | None, On | None, Hashable | None] = (None, None, None)
@@ -42,6 +43,14 @@ class WaitingHandle[T](TaskHandle[T]):
             turns.give_up(self, msg)
 
 
+class WaitingHandle[T](Waiting[T]):
+    """The handle of such a task."""
+
+
+class WaitingMigrant[T](Waiting[T], MigratableTask[T]):
+    """Such a task that migrates."""
+
+
 class Turns:
     """As many turns as ``limit``, and the line of those who wait for one. Any thread, where nothing else is said."""
 
@@ -49,10 +58,10 @@ class Turns:
         self._home = home
         self._runtime = runtime
         self._free = Stock(limit)
-        self._line: deque[WaitingHandle[Any]] = deque()
+        self._line: deque[Waiting[Any]] = deque()
         self._closed = False
 
-    def enter(self, handle: WaitingHandle[Any], on: On | None, key: Hashable | None) -> None:
+    def enter(self, handle: Waiting[Any], on: On | None, key: Hashable | None) -> None:
         """Start a new handle when it is its turn, where ``on`` and ``key`` said from the caller's point of view.
 
         Raises:
@@ -63,7 +72,8 @@ class Turns:
         except BaseException:
             handle._drop()
             raise
-        handle._where = (self._port_for(handle, on, key), on, key)
+        port = None if isinstance(handle, MigratableTask) else self._port_for(handle, on, key)
+        handle._where = (port, on, key)
         if handle._context is None:
             handle._context = contextvars.copy_context()
         handle._ticket = deque((None,))
@@ -74,7 +84,7 @@ class Turns:
         self._line.append(handle)
         self.match()
 
-    def give_up(self, handle: WaitingHandle[Any], msg: Any) -> None:
+    def give_up(self, handle: Waiting[Any], msg: Any) -> None:
         """Complete a handle that was cancelled, if it still waits."""
         try:
             handle._ticket.pop()
@@ -84,7 +94,7 @@ class Turns:
 
     def ended(self, handle: TaskHandle[Any]) -> None:
         """A task has ended, in its turn or before; on whatever thread completed it."""
-        if isinstance(handle, WaitingHandle) and handle._has_turn:
+        if isinstance(handle, Waiting) and handle._has_turn:
             self._free.free.append(None)
             if self._line:
                 # Not at once: starting a task may fail and so end it, which would call this again, and so on.
@@ -105,7 +115,7 @@ class Turns:
             else:
                 self._start(handle)
 
-    def _next(self) -> WaitingHandle[Any] | None:
+    def _next(self) -> Waiting[Any] | None:
         """The handle that has waited longest and was not cancelled."""
         while True:
             try:
@@ -118,7 +128,7 @@ class Turns:
                 continue
             return handle
 
-    def _start(self, handle: WaitingHandle[Any]) -> None:
+    def _start(self, handle: Waiting[Any]) -> None:
         handle._has_turn = True
         port, on, key = handle._where
         try:
@@ -135,7 +145,7 @@ class Turns:
             if isinstance(exc, (SystemExit, KeyboardInterrupt)):
                 raise
 
-    def _port_for(self, handle: WaitingHandle[Any], on: On | None, key: Hashable | None) -> Port | None:
+    def _port_for(self, handle: Waiting[Any], on: On | None, key: Hashable | None) -> Port | None:
         """The loop of the caller, if that is where the task is to run; else its place is found when it starts."""
         if not runs_a_loop() or key is not None:
             return None

@@ -1,0 +1,327 @@
+"""Migratable tasks: coroutines that any worker of a runtime may continue, one at a time.
+
+``MigratableTask`` is both: what the user holds, and what ``asyncio.current_task()`` returns inside. Workers drive it
+(``_crew``).
+
+Theory. A suspended task waits for one thing, its *token*: a ``MigrantWaiter``, where it is parked on a primitive, or an
+asyncio future. The token lies in ``_idle``, and whoever takes it out of there goes on with the task, so a task is in
+one pair of hands at any time: suspended (the token lies there), queued (in one run queue), or being stepped.
+
+Why no wake-up is lost. Who suspends the task puts its token down and *then* looks whether it was woken, or cancelled,
+meanwhile; who wakes it says so, in the waiter or in the list of cancellations, and *then* takes the token. Both use
+the same list, whose lock orders them (``append`` and ``pop`` are critical sections): one of the two sees the other.
+A waker whose waiter was given up may find another token, of a later wait; it puts that back in the same way.
+
+What is bound to a loop. While it awaits an asyncio future, the task is resumed on that loop's thread. While something
+that it has left with the loop is pending, a timer or an asyncio task, it is *attached*, and goes on nowhere else; so is
+it inside ``pinned`` and inside a task group. Attached and detached on that loop's thread only.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import linecache
+import sys
+import traceback
+from collections.abc import Coroutine, Generator
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
+
+from polyloop._core._completion import LOOK
+from polyloop._core._context import here
+from polyloop._core._handle import TaskHandle
+
+if TYPE_CHECKING:
+    from polyloop._core._crew import Crew
+    from polyloop._core._worker import Worker
+
+
+class MigrantWaiter:
+    """One park of one migratable task on a primitive; see ``AsyncWaiter``."""
+
+    __slots__ = ("task", "woken")
+
+    def __init__(self, task: "MigratableTask[Any]") -> None:
+        self.task = task
+        self.woken = False
+
+    def __await__(self) -> Generator[Any]:
+        yield self
+
+    def wake(self) -> bool:
+        """Let the task go on. Any thread."""
+        self.woken = True  # before the look for the token
+        try:
+            token = self.task._idle.pop()
+        except IndexError:  # it is being stepped, or was woken by somebody else
+            return True
+        if token is self:
+            self.task._enqueue()
+        else:
+            self.task._rest(token)
+        return True
+
+    __call__ = wake
+
+    def forsaken(self) -> bool:
+        """Never: a task that is closed passes on by itself what it was woken for."""
+        return False
+
+
+class _Checkpoint:
+    """What a task yields that only lets others go first."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any]:
+        yield self
+
+
+CHECKPOINT: Final = _Checkpoint()
+
+
+class MigratableTask[T](TaskHandle[T]):
+    """A task that may continue on another worker each time it has waited for something of polyloop.
+
+    Everything of ``TaskHandle``; and, for the task itself, what ``asyncio.Task`` has: ``cancelling``, ``uncancel``,
+    ``get_stack`` and ``print_stack``.
+
+    Thread safety: any thread, but for ``uncancel``, which is for the task itself.
+
+    .. versionadded:: 0.5
+    """
+
+    _port: "Worker"  # pyright: ignore[reportIncompatibleVariableOverride] - where it runs, or ran last
+    _home: "Worker | None" = None  # the only worker that may step it, while it is attached
+    _attached = 0
+    _parked_on: MigrantWaiter | None = None  # what it was parked on; whoever has the task
+    _throw: BaseException | None = None  # the outcome of the future that it awaited
+    _log: list[Any] | None = None  # messages of all cancellations; appended by any thread
+    _delivered = 0  # how many of them the task has seen
+    _uncancelled = 0
+
+    # Names that others look for in asyncio's tasks (anyio).
+    _fut_waiter: "asyncio.Future[Any] | None" = None  # the future that it awaits; the thread of its loop
+    _log_destroy_pending = False
+
+    def __init__(
+        self, coro: Coroutine[Any, Any, T], crew: "Crew", name: str | None, context: contextvars.Context | None
+    ) -> None:
+        # Not super().__init__(): see there.
+        self._waiters = {}
+        self._coro = coro
+        self._crew = crew
+        self._idle: list[Any] = []  # its token, while it is suspended
+        self._context = contextvars.copy_context() if context is None else context
+        if name is not None:
+            self._name = name
+        if context is not None:
+            self._shares_context = True
+
+    # For everybody
+
+    def cancelling(self) -> int:
+        """How many cancellations were asked for that have not been undone; see ``asyncio.Task.cancelling``."""
+        return 0 if self._log is None else len(self._log) - self._uncancelled
+
+    def uncancel(self) -> int:
+        """Undo one of them; see ``asyncio.Task.uncancel``. For the task itself."""
+        if self.cancelling() > 0:
+            self._uncancelled += 1
+        left = self.cancelling()
+        if not left and self._log is not None:
+            self._delivered = len(self._log)
+        return left
+
+    @property
+    def _must_cancel(self) -> bool:
+        return self._is_cancel_due()
+
+    def get_context(self) -> contextvars.Context:
+        """The context that the task runs in."""
+        assert self._context is not None
+        return self._context
+
+    def set_name(self, value: object) -> None:
+        """Change the name. Any thread."""
+        self._name = str(value)
+
+    def get_stack(self, *, limit: int | None = None) -> list[FrameType]:
+        """The frame where it is suspended, or those of its exception; see ``asyncio.Task.get_stack``.
+
+        Thread safety: of a task that runs at this moment on another thread, the frame may move.
+        """
+        frame = getattr(self._coro, "cr_frame", None)
+        if frame is not None:
+            return [frame][: 1 if limit is None else limit]
+        frames: list[FrameType] = []
+        trace = None if self._exception is None else self._exception.__traceback__
+        while trace is not None and (limit is None or len(frames) < limit):
+            frames.append(trace.tb_frame)
+            trace = trace.tb_next
+        return frames
+
+    def print_stack(self, *, limit: int | None = None, file: TextIO | None = None) -> None:
+        """Print ``get_stack``; see ``asyncio.Task.print_stack``."""
+        out = sys.stderr if file is None else file
+        frames = self.get_stack(limit=limit)
+        if not frames:
+            print(f"No stack for {self!r}", file=out)
+            return
+        print(f"Stack for {self!r} (most recent call last):", file=out)
+        for frame in frames:
+            linecache.checkcache(frame.f_code.co_filename)
+        summary = traceback.StackSummary.extract(((frame, frame.f_lineno) for frame in frames), limit=limit)
+        print("".join(summary.format()), file=out, end="")
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if self._done and self._exception is None:
+            return cast("T", self._result)
+        return (yield from self._await_away())
+
+    # Waiting and waking
+
+    def waiter(self) -> MigrantWaiter:
+        """For one park of this task, which runs."""
+        return MigrantWaiter(self)
+
+    def _rest(self, token: Any) -> None:
+        """Suspend the task until its token is taken. Whoever has the task."""
+        idle = self._idle
+        idle.append(token)
+        if (type(token) is MigrantWaiter and token.woken) or self._is_cancel_due():
+            try:
+                token = idle.pop()
+            except IndexError:  # whoever has it goes on
+                return
+            self._go_on(token)
+
+    def _go_on(self, token: Any) -> None:
+        """There is news for the suspended task. Whoever took its token."""
+        if type(token) is MigrantWaiter:
+            self._enqueue()
+        else:  # a future, which only its own thread may touch
+            self._port.post(self._cancel_future)
+
+    def _enqueue(self) -> None:
+        """Have the task stepped. Whoever has it; any thread."""
+        home = self._home
+        if home is not None:
+            home.crew_member.bind(self)
+            return
+        port: Any = here.port
+        crew = self._crew
+        if port is not None and port.crew is crew:
+            port.crew_member.take_in(self)
+        else:
+            crew.take_in(self)
+
+    # Cancellation
+
+    def _is_cancel_due(self) -> bool:
+        log = self._log
+        return log is not None and len(log) > self._delivered
+
+    def _request_cancel(self, msg: Any) -> None:
+        mine = [msg]
+        log = self.__dict__.setdefault("_log", mine)
+        if log is not mine:
+            log.append(msg)
+        try:
+            token = self._idle.pop()  # after the request is listed
+        except IndexError:  # queued or being stepped: it looks before it waits again
+            return
+        self._go_on(token)
+
+    def _take_cancel(self) -> asyncio.CancelledError:
+        """The cancellation that is due, which the task is about to see."""
+        assert self._log is not None
+        self._delivered = len(self._log)
+        msg = self._log[-1]
+        return asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+
+    def _future_done(self, future: "asyncio.Future[Any]") -> None:
+        """What it awaited is there. On the thread of that loop, as a callback of the future's."""
+        self._fut_waiter = None
+        with contextlib.suppress(IndexError):  # a canceller has the token; it will find no future any more
+            self._idle.pop()
+        try:
+            future.result()
+        except BaseException as exc:
+            self._throw = exc
+        port = here.port
+        assert port is not None
+        port.crew_member.step(self)
+
+    def _cancel_future(self) -> None:
+        """Cancel what it awaits. On the thread of that loop; of no use if the task has gone on meanwhile."""
+        future = self._fut_waiter
+        if future is None or not self._is_cancel_due():
+            return
+        assert self._log is not None
+        seen = len(self._log)
+        if future.cancel(msg=self._log[-1]):
+            self._delivered = seen
+
+    # What is bound to a loop: on that loop's thread
+
+    def attach(self) -> None:
+        """Let nobody but the worker that steps it now do so until ``detach``. May be nested."""
+        self._attached += 1
+        self._home = self._port
+
+    def detach(self, *_: object) -> None:
+        """Undo one ``attach``."""
+        self._attached -= 1
+        if not self._attached:
+            self._home = None
+
+    # The end
+
+    def _end(self, value: T) -> None:
+        """The coroutine has returned. The thread that has stepped it."""
+        crew = self._crew
+        try:
+            crew.live.remove(self)  # atomic: whoever takes a task out of live completes it
+        except KeyError:  # forsaken: the runtime is over
+            return
+        self._result = value
+        self._done = True  # as _publish does
+        waiters = self._waiters
+        waiters.pop(LOOK, None)
+        try:
+            if waiters:
+                self._wake_all()
+        finally:
+            group = self._group
+            if group is not None:
+                group._child_ended(self)
+            if crew.ending:
+                crew.look_empty()
+
+    def _end_with(self, exc: BaseException) -> None:
+        """The coroutine has raised; or it is closed, and this is why. The thread that has it."""
+        crew = self._crew
+        try:
+            crew.live.remove(self)
+        except KeyError:
+            return
+        try:
+            self._fail(exc)
+        finally:
+            if crew.ending:
+                crew.look_empty()
+
+    def _refuse(self, exc: BaseException) -> None:
+        """Complete a task that nobody will step any more. Whoever has it."""
+        self._close_coro()
+        self._end_with(exc)
+
+    def _close_coro(self) -> None:
+        try:
+            self._coro.close()
+        except BaseException as exc:  # what its finally blocks raise, or a complaint that they wait
+            self._crew.report(self, exc)
+
+    def _drop(self) -> None:
+        self._coro.close()
