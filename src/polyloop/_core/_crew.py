@@ -170,6 +170,7 @@ class Member:
     def __init__(self, worker: "Worker", crew: Crew) -> None:
         self.worker = worker
         self.mailbox = worker.mailbox
+        self.loop: asyncio.AbstractEventLoop  # set with the worker's
         self.crew = crew
         self.runnable: deque[_Task] = deque()
         self.bound: deque[_Task] = deque()
@@ -281,19 +282,17 @@ class Member:
 
     def step(self, task: _Task) -> None:
         """Take one step of a task that this thread has."""
-        worker = self.worker
-        loop = worker.loop
-        context: Any = task._context
+        worker, loop = self.worker, self.loop
         throw: BaseException | None = None
-        waiter = task._parked_on
-        if waiter is not None or task._log is not None or task._throw is not None:
-            throw = task._throw
-            if task._log is not None and task._is_cancel_due():
+        if task._news:
+            waiter, throw = task._parked_on, task._throw
+            if task._is_cancel_due():
                 throw = task._take_cancel()
             elif waiter is not None and not waiter.woken:  # a waker came late, and took this for what it had to wake
                 task._rest(waiter)
                 return
             task._parked_on = task._throw = None
+        context: Any = task._context
         task._port = worker
         worker.migrant = task  # what is left there afterwards does no harm: see running_migrant
         _enter_task(loop, task)
@@ -307,27 +306,29 @@ class Member:
         except BaseException as exc:
             # This frame is in the traceback, which is no news to anybody.
             task._end_with(exc.with_traceback(exc.__traceback__.tb_next if exc.__traceback__ else None))
+            throw = None  # no cycle through its traceback
             if isinstance(exc, (SystemExit, KeyboardInterrupt)):
                 raise
         else:
-            if type(result) is MigrantWaiter and result.task is task:
+            throw = None
+            if result is CHECKPOINT:
+                (self.runnable if task._home is None else self.bound).append(task)
+            elif type(result) is MigrantWaiter and result.task is task:
                 task._parked_on = result
+                task._news = True
                 task._rest(result)
             else:
                 self._suspended(task, result)
-        finally:
-            throw = None  # no cycle through its traceback
 
     def _suspended(self, task: _Task, result: Any) -> None:
         """A task has yielded something else than its waiter."""
-        if result is CHECKPOINT:
-            (self.runnable if task._home is None else self.bound).append(task)
-        elif result is None:  # asyncio.sleep(0), which lets the loop's callbacks go first
+        if result is None:  # asyncio.sleep(0), which lets the loop's callbacks go first
             (self._aside if self.pace.began_ns else self.bound).append(task)
         elif getattr(result, "_asyncio_future_blocking", None):
             self._await(task, result)
         else:
             task._throw = RuntimeError(f"{task!r} awaits something that is no future and not of polyloop: {result!r}")
+            task._news = True
             self.bound.append(task)
 
     def _await(self, task: _Task, future: "asyncio.Future[Any]") -> None:
@@ -339,6 +340,7 @@ class Member:
                 f"{task!r} awaits {future!r}, which belongs to {owner!r}, and has moved to {worker.name!r} since;"
                 " keep it where it is with 'async with polyloop.pinned():'"
             )
+            task._news = True
             self.bound.append(task)
             return
         future._asyncio_future_blocking = False

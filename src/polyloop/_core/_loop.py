@@ -9,7 +9,6 @@ import contextvars
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from polyloop._core._migrant import MigrantWaiter
 from polyloop._core._parking import running_migrant
 from polyloop._core._selector import WorkerSelector
 
@@ -56,7 +55,7 @@ class WorkerLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.TimerHandle:
         """Set a timer; see ``asyncio.loop.call_at``."""
         timer = super().call_at(when, callback, *args, context=context)
-        if self.port is not None and self.port.migrant is not None and not isinstance(callback, MigrantWaiter):
+        if self.port is not None and self.port.migrant is not None:
             self._timer_of_migrant(timer)
         return timer
 

@@ -96,6 +96,7 @@ class MigratableTask[T](TaskHandle[T]):
     _attached = 0
     _parked_on: MigrantWaiter | None = None  # what it was parked on; whoever has the task
     _throw: BaseException | None = None  # the outcome of the future that it awaited
+    _news = False  # whether there ever was one of these: set before the task is queued
     _log: list[Any] | None = None  # messages of all cancellations; appended by any thread
     _delivered = 0  # how many of them the task has seen
     _uncancelled = 0
@@ -222,11 +223,15 @@ class MigratableTask[T](TaskHandle[T]):
         log = self._log
         return log is not None and len(log) > self._delivered
 
+    def _cancel_requests(self) -> list[Any] | None:
+        return self._log
+
     def _request_cancel(self, msg: Any) -> None:
         mine = [msg]
         log = self.__dict__.setdefault("_log", mine)
         if log is not mine:
             log.append(msg)
+        self._news = True
         try:
             token = self._idle.pop()  # after the request is listed
         except IndexError:  # queued or being stepped: it looks before it waits again
@@ -249,6 +254,7 @@ class MigratableTask[T](TaskHandle[T]):
             future.result()
         except BaseException as exc:
             self._throw = exc
+            self._news = True
         port = here.port
         assert port is not None
         port.crew_member.step(self)

@@ -154,6 +154,14 @@ class Port:
             return loop.create_task(coro, name=name)
         return loop.create_task(coro, name=name, context=context)
 
+    def call_later(self, delay: float, fn: Callable[[], object]) -> asyncio.TimerHandle:
+        """Set a timer of polyloop's own, for which no migratable task has to stay (see ``_loop``). Owner thread."""
+        migrant, self.migrant = self.migrant, None
+        try:
+            return self.loop.call_later(delay, fn, context=self.context)
+        finally:
+            self.migrant = migrant
+
     def _wake(self) -> None:
         """End the loop's sleep; the caller popped the mailbox's token. Any thread; must not raise."""
         raise NotImplementedError

@@ -25,7 +25,7 @@ import asyncio
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from polyloop._core import _prims
@@ -244,6 +244,10 @@ class OwnedTask[T](Completion[T]):
         if requests is not mine:
             requests.append(msg)
         self._port.post(self._deliver_cancels)  # the port is read after the request is listed
+
+    def _cancel_requests(self) -> Sequence[Any] | None:
+        """The messages of those that were made before it was started, if there are any."""
+        return self._cancels
 
     def _deliver_cancels(self) -> None:
         """Hand the requests to the task. On the thread of the port that the canceller saw."""

@@ -218,6 +218,7 @@ class Worker(Port):
                     f"loop_factory must return a new event loop, got {loop!r} twice from {self._loop_factory!r}"
                 )
             self.bind(loop)
+            self.crew_member.loop = loop
         self._thread_name = _prims.current_thread().name
         if self._debug is not None:
             loop.set_debug(self._debug)

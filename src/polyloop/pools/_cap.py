@@ -356,7 +356,7 @@ class Seat[C: Pooled]:
                 again_at.append(verdict.again_at)
         if again_at:
             delay = max(0.0, min(again_at) - _prims.monotonic())
-            self._timer = self.port.loop.call_later(delay, self.look, context=self.port.context)
+            self._timer = self.port.call_later(delay, self.look)
 
     def share(self, connection: C) -> None:
         """Have all take a connection who wait for such a one here: it serves several at a time."""

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from polyloop._core import _prims
 from polyloop._core._errors import ForeignLoopError, PoolClosedError, RuntimeClosedError
+from polyloop._core._migrant import MigratableTask
 from polyloop._core._port import current_port, logger
 from polyloop.pools._loop_end import LoopEnd
 from polyloop.pools._shared import Shared
@@ -53,7 +54,7 @@ def finalising() -> bool:
 class Slot[R]:
     """A resource and what the pool knows of it."""
 
-    __slots__ = ("closed_before", "desk", "expires_at", "holder", "idle_since", "made_at", "resource", "since")
+    __slots__ = ("closed_before", "desk", "expires_at", "guest", "holder", "idle_since", "made_at", "resource", "since")
 
     def __init__(self, resource: R, desk: "Desk[R]", made_at: str, now: float, lifetime: float | None) -> None:
         self.resource = resource
@@ -63,6 +64,7 @@ class Slot[R]:
         self.idle_since = now
         self.expires_at = None if lifetime is None else now + lifetime * (1 - _JITTER * random.random())
         self.holder: object = None  # the loan that has it
+        self.guest: MigratableTask[Any] | None = None  # the borrower, if it is to stay on this loop meanwhile
         self.closed_before = False  # its close was begun, and cancelled
 
     def refuse(self, what: str, advice: str) -> ForeignLoopError:
@@ -94,6 +96,7 @@ class Desk[R]:
         self.here = here  # gives the desk of the running loop
         self.is_current = self.port.is_current
         self.resets = rules.reset is not None
+        self.binds = rules.loop_bound
         self.alert: deque[None] = deque()  # a token while somebody applies, or the pool is ending; see _shared
         self.idle: deque[Slot[R]] = deque()  # the last to come back is the first to go; its length is read by others
         self.loans: dict[Slot[R], None] = {}  # its length is read by others
@@ -274,6 +277,9 @@ class Desk[R]:
             del self.loans[slot]
         except KeyError:  # the pool has closed it meanwhile
             return
+        if slot.guest is not None:
+            slot.guest.detach()
+            slot.guest = None
         now = slot.idle_since = _monotonic()
         if self._looks and self._has_ended(slot):
             self._discard(slot, "broken")
@@ -312,6 +318,9 @@ class Desk[R]:
             del self.loans[slot]
         except KeyError:
             return False
+        if slot.guest is not None:
+            slot.guest.detach()
+            slot.guest = None
         return True
 
     def _stock(self, slot: Slot[R]) -> None:
@@ -342,7 +351,7 @@ class Desk[R]:
             elif what == "keep":
                 if again_at is not None:
                     delay = max(0.0, again_at - _monotonic())
-                    self._look_at = self.port.loop.call_later(delay, self.balance, context=self.port.context)
+                    self._look_at = self.port.call_later(delay, self.balance)
                 break
             elif to is not None:
                 self.counts.moved += 1
@@ -500,7 +509,7 @@ class Desk[R]:
             if not slot.closed_before:  # it was cancelled with all tasks of its loop, which is ending: begin anew then
                 slot.closed_before = True
                 self._again.append(slot)
-                self.port.loop.call_later(_RETRY, self._close_again, context=self.port.context)
+                self.port.call_later(_RETRY, self._close_again)
                 return
         except GeneratorExit:  # closed with its coroutine, and the permit goes with the loop
             raise
@@ -587,7 +596,7 @@ class Desk[R]:
             if desk is not None:
                 step(desk)
 
-        return self.port.loop.call_later(delay, act, context=self.port.context)
+        return self.port.call_later(delay, act)
 
     # The end of the pool, or of the loop
 

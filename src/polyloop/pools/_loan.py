@@ -4,6 +4,8 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from polyloop.runtime._migrate import pin
+
 if TYPE_CHECKING:
     from polyloop.pools._desk import Desk, Slot
 
@@ -32,6 +34,8 @@ class Loan[R]:
         if not desk.is_current():  # it was asked for on another loop
             desk = desk.here()
         slot = self._slot = desk.borrow_nowait(self) or await desk.borrow(self)
+        if desk.port.migrant is not None and desk.binds:  # a borrower that migrates stays, as what it has borrowed does
+            slot.guest = pin()
         return slot.resource
 
     async def __aexit__(

@@ -61,7 +61,7 @@ async def sleep[T](delay: float, result: T | None = None) -> T | None:
         worker = migrant._port
         waiter = migrant.waiter()
         worker.crew_member.sleepers.add(waiter)
-        timer = worker.loop.call_later(max(0.0, until - _prims.monotonic()), waiter, context=worker.context)
+        timer = worker.call_later(max(0.0, until - _prims.monotonic()), waiter)
         try:
             await waiter
         except BaseException:

@@ -78,8 +78,9 @@ class Turns:
             handle._context = contextvars.copy_context()
         handle._ticket = deque((None,))
         handle._turns = self
-        if handle._cancels is not None:  # cancelled while it was on its way: see the module's theory
-            self.give_up(handle, handle._cancels[-1])
+        requests = handle._cancel_requests()
+        if requests is not None:  # cancelled while it was on its way: see the module's theory
+            self.give_up(handle, requests[-1])
             return
         self._line.append(handle)
         self.match()
