@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import calls, curves, http, maps, offload, pools, posts, queues, quiet, single, sync
+from benchmarks import calls, curves, http, maps, offload, pools, posts, queues, quiet, single, sync, tasks
 from benchmarks._measure import Report, environment
 
 BENCHMARKS: dict[str, Callable[[int], Report]] = {
@@ -41,6 +41,11 @@ BENCHMARKS: dict[str, Callable[[int], Report]] = {
     "pools-lending": pools.lending,
     "pools-query": pools.query,
     "pools-skew": pools.skew,
+    "tasks-spawn": tasks.spawn,
+    "tasks-step": tasks.step,
+    "tasks-pingpong": tasks.ping_pong,
+    "tasks-skew": tasks.skew,
+    "tasks-memory": tasks.memory,
     "curve-tasks": curves.tasks,
     "curve-posts": curves.posts,
     "curve-memory": curves.memory,

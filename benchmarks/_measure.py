@@ -88,6 +88,15 @@ def rss_bytes() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def peak_bytes() -> int:
+    """The most memory of this process that was ever resident.
+
+    Not ``ru_maxrss``, which a new process may inherit.
+    """
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+
+
 def environment() -> dict[str, object]:
     """What the figures depend on."""
     probe = getattr(sys, "_is_gil_enabled", lambda: True)

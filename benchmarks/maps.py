@@ -1,11 +1,13 @@
 """``map``: CPU tasks on two cores against two bare threads and others, what a call costs, and memory without end."""
 
 import asyncio
+import contextlib
 import itertools
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -36,11 +38,13 @@ type Timed = Callable[[], float]
 
 def _bare(fn: Callable[[int], object], item: int, count: int) -> float:
     """Two threads that share a counter, and nothing else."""
-    numbers = iter(range(count))  # next() is atomic
+    left = deque(range(count))  # one iterator for both is not safe without the GIL
 
     def work() -> None:
-        for _ in numbers:
-            fn(item)
+        with contextlib.suppress(IndexError):
+            while True:
+                left.popleft()
+                fn(item)
 
     began = time.perf_counter()
     threads = [threading.Thread(target=work) for _ in range(WORKERS)]

@@ -19,6 +19,7 @@ compile test pyproject.toml --group test --extra cli
 compile bench pyproject.toml --group bench --extra cli --extra bench --constraints requirements/test.txt
 compile dask pyproject.toml --group dask --constraints requirements/bench.txt --constraints requirements/test.txt
 compile http pyproject.toml --group http --constraints requirements/bench.txt --constraints requirements/test.txt
+compile tonio pyproject.toml --group tonio
 compile clients pyproject.toml --group clients --constraints requirements/test.txt
 compile greenlet pyproject.toml --group greenlet
 compile loops pyproject.toml --extra uvloop --extra rloop

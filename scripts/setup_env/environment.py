@@ -116,6 +116,6 @@ class Environment:
         os.replace(scratch, self._stamp)
 
 
-MAIN = Environment(".venv", ["test", "bench"], if_possible=["dask", "http", "clients"])
+MAIN = Environment(".venv", ["test", "bench"], if_possible=["dask", "http", "clients", "tonio"])
 # The tools of `make lint` and `make docs` need no free threads, and more of them have wheels for a build with a GIL.
 TOOLS = Environment(".venv-tools", ["lint", "docs"])

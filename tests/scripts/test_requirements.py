@@ -11,7 +11,7 @@ FILES = sorted((ROOT / "requirements").glob("*.txt"))
 
 def test_every_group_is_compiled() -> None:
     """``make lock`` writes one file per group."""
-    groups = {"bench", "clients", "dask", "docs", "greenlet", "http", "lint", "loops", "test", "uv"}
+    groups = {"bench", "clients", "dask", "docs", "greenlet", "http", "lint", "loops", "test", "tonio", "uv"}
     assert {path.stem for path in FILES} == groups
 
 

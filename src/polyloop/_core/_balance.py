@@ -35,14 +35,16 @@ class Pace:
         step_ns: Nanoseconds of one step.
         stride: How many steps to take between two looks at the clock.
         began_ns: When the slice that runs began; 0 while none does.
+        behind_ns: Since when tasks wait behind something else that this worker does, as far as somebody has noticed.
     """
 
-    __slots__ = ("began_ns", "step_ns", "stride")
+    __slots__ = ("began_ns", "behind_ns", "step_ns", "stride")
 
     def __init__(self) -> None:
         self.step_ns = 1_000.0
         self.stride = 1
         self.began_ns = 0
+        self.behind_ns = 0
 
     def note(self, steps: int, took_ns: int) -> None:
         """So many steps took so long."""
@@ -51,8 +53,8 @@ class Pace:
             self.stride = max(1, min(int(SLICE_NS / 8 / max(self.step_ns, 1.0)), _MOST_STEPS))
 
     def stuck_ns(self, now_ns: int) -> int:
-        """For how long the slice that runs has gone on."""
-        began = self.began_ns
+        """For how long the slice that runs has gone on, or what tasks wait behind."""
+        began = self.began_ns or self.behind_ns
         return now_ns - began if began else 0
 
 

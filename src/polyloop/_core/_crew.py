@@ -55,6 +55,8 @@ class Crew:
         self.ending = False
         self.empty = Completion[None]()
         self.overseer = Overseer(workers)
+        self._refused: deque[tuple[_Task, BaseException]] = deque()
+        self._refusers = deque((None,))  # popped by the one thread that refuses them
         self._ends = deque((None,))  # popped by whoever completes ``empty``
         self._refusal: BaseException | None = None
 
@@ -139,7 +141,25 @@ class Crew:
                     task._end_with(copy_exception(refusal))
                     continue
             task._watched = True  # that a close cuts tasks short is no news to the log
-            task._refuse(copy_exception(refusal))
+            self.refuse(task, copy_exception(refusal))
+
+    def refuse(self, task: _Task, exc: BaseException) -> None:
+        """Complete a task that nobody will step any more. Whoever has it; any thread.
+
+        One after the other: what is closed may wake another, which is refused, too, and so on.
+        """
+        self._refused.append((task, exc))
+        while self._refused:
+            try:
+                self._refusers.pop()
+            except IndexError:  # whoever has it goes on until there are no more
+                return
+            try:
+                while self._refused:
+                    task, exc = self._refused.popleft()  # nobody else pops
+                    task._refuse(exc)
+            finally:
+                self._refusers.append(None)
 
     def _unqueue(self, task: _Task) -> bool:
         for worker in self.workers:
@@ -170,6 +190,7 @@ class Member:
     def __init__(self, worker: "Worker", crew: Crew) -> None:
         self.worker = worker
         self.mailbox = worker.mailbox
+        self.overseer = crew.overseer
         self.loop: asyncio.AbstractEventLoop  # set with the worker's
         self.crew = crew
         self.runnable: deque[_Task] = deque()
@@ -200,6 +221,8 @@ class Member:
             # At each power of two: this is run for each task that is made or woken.
             if not waiting & (waiting - 1) and worth_moving(waiting - 1, self.pace.step_ns, 0):
                 self.worker._call_a_thief()
+        if self.overseer.asleep:
+            self.overseer.call()
         if self.closed:  # read after the append, and set before the sweep: one of the two sees the other
             self._hand_over()
 
@@ -214,8 +237,8 @@ class Member:
 
     def close(self, refusal: BaseException) -> None:
         """Take no steps any more: this worker's loop is over. Any thread, once it is."""
-        self.closed = True
         self._refusal = refusal
+        self.closed = True
         self._hand_over()
         for task in self.crew.live.copy():
             # What is attached to the loop, or awaits a future of it, would wait for ever.
@@ -224,7 +247,7 @@ class Member:
                     task._idle.pop()
                 except IndexError:
                     continue
-                task._refuse(copy_exception(refusal))
+                self.crew.refuse(task, copy_exception(refusal))
         for waiter in self.sleepers.copy():  # they go on with their sleep elsewhere
             waiter.wake()
 
@@ -242,15 +265,17 @@ class Member:
                 if others and task._home is None and task._fut_waiter is None:
                     others[0].take_in(task)
                 else:
-                    task._refuse(copy_exception(refusal))
+                    self.crew.refuse(task, copy_exception(refusal))
 
     # Stepping
 
     def run(self) -> None:
         """Step what waits, and what becomes of that, until the slice is over."""
         pace = self.pace
+        pace.behind_ns = 0
         pace.began_ns = began = now = _clock()
-        self.crew.overseer.call()
+        if self.overseer.asleep:
+            self.overseer.call()
         bound, runnable = self.bound, self.runnable
         count = 0
         try:
@@ -264,6 +289,7 @@ class Member:
                 bound.extend(self._aside)
                 self._aside.clear()
             pace.began_ns = 0
+            self.worker.migrant = None
             self.steps += count
             pace.note(count, now - began)
         if runnable and worth_moving(len(runnable), pace.step_ns, 0):
@@ -285,16 +311,11 @@ class Member:
         worker, loop = self.worker, self.loop
         throw: BaseException | None = None
         if task._news:
-            waiter, throw = task._parked_on, task._throw
-            if task._is_cancel_due():
-                throw = task._take_cancel()
-            elif waiter is not None and not waiter.woken:  # a waker came late, and took this for what it had to wake
-                task._rest(waiter)
-                return
-            task._parked_on = task._throw = None
+            throw = task._take_cancel() if task._is_cancel_due() else task._throw
+            task._throw = None
         context: Any = task._context
         task._port = worker
-        worker.migrant = task  # what is left there afterwards does no harm: see running_migrant
+        worker.migrant = task  # cleared by the caller, after several steps: see running_migrant
         _enter_task(loop, task)
         try:
             try:
@@ -302,9 +323,14 @@ class Member:
             finally:
                 _leave_task(loop, task)
         except StopIteration as stop:
-            task._end(stop.value)
+            if task._log is not None and task._is_cancel_due():
+                task._end_with(task._take_cancel())
+            else:
+                task._end(stop.value)
         except BaseException as exc:
             # This frame is in the traceback, which is no news to anybody.
+            if getattr(task._coro, "cr_frame", None) is not None:  # its context could not be entered
+                task._close_coro()
             task._end_with(exc.with_traceback(exc.__traceback__.tb_next if exc.__traceback__ else None))
             throw = None  # no cycle through its traceback
             if isinstance(exc, (SystemExit, KeyboardInterrupt)):
@@ -314,9 +340,7 @@ class Member:
             if result is CHECKPOINT:
                 (self.runnable if task._home is None else self.bound).append(task)
             elif type(result) is MigrantWaiter and result.task is task:
-                task._parked_on = result
-                task._news = True
-                task._rest(result)
+                task._park_on(result)
             else:
                 self._suspended(task, result)
 
@@ -344,9 +368,7 @@ class Member:
             self.bound.append(task)
             return
         future._asyncio_future_blocking = False
-        task._fut_waiter = future
-        future.add_done_callback(task._future_done, context=worker.context)
-        task._rest(future)
+        task._await(future)
 
     # Stealing
 

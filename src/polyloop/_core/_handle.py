@@ -204,7 +204,7 @@ class TaskHandle[T](OwnedTask[T]):
                     if not self.cancel(*exc.args[:1]):
                         raise  # the task ended first, and the awaiter is cancelled all the same
                     passed_on = exc
-            if passed_on is not None and (self._cancels or self._missed_cancel):
+            if passed_on is not None and self._missed_one():
                 raise passed_on  # the task ended before the request reached it
             if self._exception is None:
                 return cast("T", self._result)

@@ -7,8 +7,11 @@ thread, and so does its maker until that has ended (see ``_migrant``).
 import asyncio
 import contextvars
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from polyloop._core._context import here
+from polyloop._core._errors import ForeignLoopError
 from polyloop._core._parking import running_migrant
 from polyloop._core._selector import WorkerSelector
 
@@ -30,7 +33,7 @@ class WorkerLoop(asyncio.SelectorEventLoop):
         self.on_signals_released: Callable[[], object] | None = None
         self.on_task_factory: Callable[[Any], object] | None = None
         self.port: Port | None = None
-        self._timers_of: dict[asyncio.TimerHandle, MigratableTask[Any]] = {}  # pending ones of migratable tasks
+        self._timers_of: dict[int, MigratableTask[Any]] = {}  # pending ones of migratable tasks, by their identity
         super().__init__(selector)
 
     def set_task_factory(self, factory: Any) -> None:
@@ -54,6 +57,8 @@ class WorkerLoop(asyncio.SelectorEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """Set a timer; see ``asyncio.loop.call_at``."""
+        if here.port is not self.port and self.port is not None:
+            self._refuse_strangers("call_at()")
         timer = super().call_at(when, callback, *args, context=context)
         if self.port is not None and self.port.migrant is not None:
             self._timer_of_migrant(timer)
@@ -63,18 +68,38 @@ class WorkerLoop(asyncio.SelectorEventLoop):
         migrant = running_migrant()
         if migrant is not None and migrant._port is self.port:
             migrant.attach()
-            self._timers_of[timer] = migrant
+            self._timers_of[id(timer)] = migrant
             timer.__class__ = _MigrantsTimer
 
     def create_task(self, coro: Any, **kwargs: Any) -> "asyncio.Task[Any]":
         """Create a task of asyncio; see ``asyncio.loop.create_task``."""
+        if here.port is not self.port and self.port is not None:
+            try:
+                self._refuse_strangers("create_task()")
+            except ForeignLoopError:
+                coro.close()
+                raise
         task: asyncio.Task[Any] = super().create_task(coro, **kwargs)
         if self.port is not None and self.port.migrant is not None and not task.done():
             migrant = running_migrant()
             if migrant is not None and migrant._port is self.port:
                 migrant.attach()
-                task.add_done_callback(migrant.detach, context=self.port.context)
+                task.add_done_callback(partial(self._child_done, migrant), context=self.port.context)
         return task
+
+    def _child_done(self, migrant: "MigratableTask[Any]", task: object) -> None:
+        # Not yet: callbacks of the task that come after this one, as asyncio.TaskGroup's, are for the same thread.
+        self.call_soon(migrant.detach)
+
+    def _refuse_strangers(self, what: str) -> None:
+        """A migratable task may have carried this loop, or what belongs to it, to another."""
+        migrant = running_migrant()
+        if migrant is not None and migrant._port is not self.port and self.port is not None:
+            raise ForeignLoopError(
+                f"{what} of {self.port.name!r} was called by {migrant!r}, which has moved to"
+                f" {migrant._port.name!r} since;"
+                " keep it where it is with 'async with polyloop.pinned():', and use polyloop.TaskGroup for groups"
+            )
 
 
 class _MigrantsTimer(asyncio.TimerHandle):
@@ -94,6 +119,6 @@ class _MigrantsTimer(asyncio.TimerHandle):
             self._detach()
 
     def _detach(self) -> None:
-        migrant = self._loop._timers_of.pop(self, None)
+        migrant = self._loop._timers_of.pop(id(self), None)
         if migrant is not None:
             migrant.detach()

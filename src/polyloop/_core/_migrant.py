@@ -5,12 +5,14 @@
 
 Theory. A suspended task waits for one thing, its *token*: a ``MigrantWaiter``, where it is parked on a primitive, or an
 asyncio future. The token lies in ``_idle``, and whoever takes it out of there goes on with the task, so a task is in
-one pair of hands at any time: suspended (the token lies there), queued (in one run queue), or being stepped.
+one pair of hands at any time: suspended (the token lies there), queued (in one run queue), or being stepped. A waiter
+is taken out by whoever wakes it, or by a canceller; a future by the thread of its loop alone, when it is done; either
+by whoever closes the task. Everybody takes the token that he means, and no other: a waker may be late, and find one of
+a later wait.
 
 Why no wake-up is lost. Who suspends the task puts its token down and *then* looks whether it was woken, or cancelled,
-meanwhile; who wakes it says so, in the waiter or in the list of cancellations, and *then* takes the token. Both use
-the same list, whose lock orders them (``append`` and ``pop`` are critical sections): one of the two sees the other.
-A waker whose waiter was given up may find another token, of a later wait; it puts that back in the same way.
+meanwhile; who wakes it says so, in the waiter or in the list of cancellations, and *then* looks for the token. Both use
+the same list, whose lock orders them (its methods are critical sections): one of the two sees the other.
 
 What is bound to a loop. While it awaits an asyncio future, the task is resumed on that loop's thread. While something
 that it has left with the loop is pending, a timer or an asyncio task, it is *attached*, and goes on nowhere else; so is
@@ -20,16 +22,21 @@ it inside ``pinned`` and inside a task group. Attached and detached on that loop
 import asyncio
 import contextlib
 import contextvars
-import linecache
 import sys
-import traceback
+from asyncio import base_tasks as _base_tasks
 from collections.abc import Coroutine, Generator
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, TextIO, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TextIO, cast
 
 from polyloop._core._completion import LOOK
 from polyloop._core._context import here
 from polyloop._core._handle import TaskHandle
+from polyloop._core._parking import running_migrant
+from polyloop._core._port import NOWHERE
+
+_enter_task: Any = asyncio._enter_task  # typed as if there were no other tasks than asyncio's own
+_leave_task: Any = asyncio._leave_task
+base_tasks: Any = _base_tasks
 
 if TYPE_CHECKING:
     from polyloop._core._crew import Crew
@@ -37,28 +44,39 @@ if TYPE_CHECKING:
 
 
 class MigrantWaiter:
-    """One park of one migratable task on a primitive; see ``AsyncWaiter``."""
+    """One park of one migratable task on a primitive; see ``AsyncWaiter``.
 
-    __slots__ = ("task", "woken")
+    It is its own iterator, of itself alone: a generator for each would be a tenth of what a parked task weighs.
+    """
+
+    __slots__ = ("_yielded", "task", "woken")
 
     def __init__(self, task: "MigratableTask[Any]") -> None:
         self.task = task
         self.woken = False
+        self._yielded = False
 
-    def __await__(self) -> Generator[Any]:
-        yield self
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Self:
+        if self._yielded:
+            raise StopIteration
+        self._yielded = True
+        return self
 
     def wake(self) -> bool:
         """Let the task go on. Any thread."""
         self.woken = True  # before the look for the token
+        task = self.task
         try:
-            token = self.task._idle.pop()
-        except IndexError:  # it is being stepped, or was woken by somebody else
+            task._idle.remove(self)
+        except ValueError:  # it is being stepped, or was cancelled
             return True
-        if token is self:
-            self.task._enqueue()
-        else:
-            self.task._rest(token)
+        task._enqueue()
         return True
 
     __call__ = wake
@@ -94,7 +112,6 @@ class MigratableTask[T](TaskHandle[T]):
     _port: "Worker"  # pyright: ignore[reportIncompatibleVariableOverride] - where it runs, or ran last
     _home: "Worker | None" = None  # the only worker that may step it, while it is attached
     _attached = 0
-    _parked_on: MigrantWaiter | None = None  # what it was parked on; whoever has the task
     _throw: BaseException | None = None  # the outcome of the future that it awaited
     _news = False  # whether there ever was one of these: set before the task is queued
     _log: list[Any] | None = None  # messages of all cancellations; appended by any thread
@@ -123,13 +140,20 @@ class MigratableTask[T](TaskHandle[T]):
 
     def cancelling(self) -> int:
         """How many cancellations were asked for that have not been undone; see ``asyncio.Task.cancelling``."""
+        if running_migrant() is self:
+            # Those who ask begin a block that may cancel this task, as asyncio.timeout does, perhaps at the next tick.
+            self.attach()
+            self._port.loop.call_soon(self._port.loop.call_soon, self.detach, context=self._port.context)
+        return self._cancelling()
+
+    def _cancelling(self) -> int:
         return 0 if self._log is None else len(self._log) - self._uncancelled
 
     def uncancel(self) -> int:
         """Undo one of them; see ``asyncio.Task.uncancel``. For the task itself."""
-        if self.cancelling() > 0:
+        if self._cancelling() > 0:
             self._uncancelled += 1
-        left = self.cancelling()
+        left = self._cancelling()
         if not left and self._log is not None:
             self._delivered = len(self._log)
         return left
@@ -152,32 +176,18 @@ class MigratableTask[T](TaskHandle[T]):
 
         Thread safety: of a task that runs at this moment on another thread, the frame may move.
         """
-        frame = getattr(self._coro, "cr_frame", None)
-        if frame is not None:
-            return [frame][: 1 if limit is None else limit]
-        frames: list[FrameType] = []
-        trace = None if self._exception is None else self._exception.__traceback__
-        while trace is not None and (limit is None or len(frames) < limit):
-            frames.append(trace.tb_frame)
-            trace = trace.tb_next
+        frames: list[FrameType] = base_tasks._task_get_stack(self, limit)
         return frames
 
     def print_stack(self, *, limit: int | None = None, file: TextIO | None = None) -> None:
-        """Print ``get_stack``; see ``asyncio.Task.print_stack``."""
-        out = sys.stderr if file is None else file
-        frames = self.get_stack(limit=limit)
-        if not frames:
-            print(f"No stack for {self!r}", file=out)
-            return
-        print(f"Stack for {self!r} (most recent call last):", file=out)
-        for frame in frames:
-            linecache.checkcache(frame.f_code.co_filename)
-        summary = traceback.StackSummary.extract(((frame, frame.f_lineno) for frame in frames), limit=limit)
-        print("".join(summary.format()), file=out, end="")
+        """Print ``get_stack``, or the traceback of its exception; see ``asyncio.Task.print_stack``."""
+        base_tasks._task_print_stack(self, limit, sys.stderr if file is None else file)
 
     def __await__(self) -> Generator[Any, None, T]:
         if self._done and self._exception is None:
             return cast("T", self._result)
+        if running_migrant() is self:
+            raise RuntimeError(f"Task cannot await on itself: {self!r}")
         return (yield from self._await_away())
 
     # Waiting and waking
@@ -186,23 +196,24 @@ class MigratableTask[T](TaskHandle[T]):
         """For one park of this task, which runs."""
         return MigrantWaiter(self)
 
-    def _rest(self, token: Any) -> None:
-        """Suspend the task until its token is taken. Whoever has the task."""
+    def _park_on(self, waiter: MigrantWaiter) -> None:
+        """Suspend the task until its waiter is woken. Whoever has the task."""
         idle = self._idle
-        idle.append(token)
-        if (type(token) is MigrantWaiter and token.woken) or self._is_cancel_due():
+        idle.append(waiter)
+        if waiter.woken or (self._log is not None and self._is_cancel_due()):
             try:
-                token = idle.pop()
-            except IndexError:  # whoever has it goes on
+                idle.remove(waiter)
+            except ValueError:  # whoever has it goes on
                 return
-            self._go_on(token)
-
-    def _go_on(self, token: Any) -> None:
-        """There is news for the suspended task. Whoever took its token."""
-        if type(token) is MigrantWaiter:
             self._enqueue()
-        else:  # a future, which only its own thread may touch
-            self._port.post(self._cancel_future)
+
+    def _await(self, future: "asyncio.Future[Any]") -> None:
+        """Suspend the task until a future of this loop is done. The thread that has stepped it."""
+        self._fut_waiter = future
+        self._idle.append(future)
+        future.add_done_callback(self._future_done, context=self._port.context)
+        if self._is_cancel_due():
+            self._cancel_future(future)
 
     def _enqueue(self) -> None:
         """Have the task stepped. Whoever has it; any thread."""
@@ -223,20 +234,30 @@ class MigratableTask[T](TaskHandle[T]):
         log = self._log
         return log is not None and len(log) > self._delivered
 
+    def _missed_one(self) -> bool:
+        return self._is_cancel_due()
+
     def _cancel_requests(self) -> list[Any] | None:
-        return self._log
+        return None if self._log is None else self._log[self._delivered :] or None
 
     def _request_cancel(self, msg: Any) -> None:
+        self._news = True  # before the request is listed
         mine = [msg]
         log = self.__dict__.setdefault("_log", mine)
         if log is not mine:
             log.append(msg)
-        self._news = True
-        try:
-            token = self._idle.pop()  # after the request is listed
-        except IndexError:  # queued or being stepped: it looks before it waits again
-            return
-        self._go_on(token)
+        for token in self._idle.copy():  # after the request is listed; at most one
+            if type(token) is not MigrantWaiter:  # a future, which only its own thread may touch
+                self._port.post(self._cancel_future, token)
+                return
+            try:
+                self._idle.remove(token)
+            except ValueError:  # it was woken meanwhile, and looks before it waits again
+                return
+            if self._is_cancel_due():
+                self._enqueue()
+            else:  # it has seen the request already, and this is a later wait
+                self._park_on(token)
 
     def _take_cancel(self) -> asyncio.CancelledError:
         """The cancellation that is due, which the task is about to see."""
@@ -247,9 +268,11 @@ class MigratableTask[T](TaskHandle[T]):
 
     def _future_done(self, future: "asyncio.Future[Any]") -> None:
         """What it awaited is there. On the thread of that loop, as a callback of the future's."""
+        try:
+            self._idle.remove(future)
+        except ValueError:  # whoever has it closes the task
+            return
         self._fut_waiter = None
-        with contextlib.suppress(IndexError):  # a canceller has the token; it will find no future any more
-            self._idle.pop()
         try:
             future.result()
         except BaseException as exc:
@@ -258,15 +281,15 @@ class MigratableTask[T](TaskHandle[T]):
         port = here.port
         assert port is not None
         port.crew_member.step(self)
+        port.migrant = None
 
-    def _cancel_future(self) -> None:
+    def _cancel_future(self, future: "asyncio.Future[Any]") -> None:
         """Cancel what it awaits. On the thread of that loop; of no use if the task has gone on meanwhile."""
-        future = self._fut_waiter
-        if future is None or not self._is_cancel_due():
+        if self._fut_waiter is not future or not self._is_cancel_due():
             return
         assert self._log is not None
         seen = len(self._log)
-        if future.cancel(msg=self._log[-1]):
+        if future.cancel(msg=self._log[-1]):  # else it is done, and what it brings gives way to the cancellation
             self._delivered = seen
 
     # What is bound to a loop: on that loop's thread
@@ -320,14 +343,40 @@ class MigratableTask[T](TaskHandle[T]):
 
     def _refuse(self, exc: BaseException) -> None:
         """Complete a task that nobody will step any more. Whoever has it."""
+        if self._port is NOWHERE:  # it was never started, and nobody of the crew knows it
+            self._coro.close()
+            self._fail(exc)
+            return
         self._close_coro()
         self._end_with(exc)
 
     def _close_coro(self) -> None:
+        """Close the coroutine, in its context and as the current task, so that it can give back what it holds."""
+        loop = asyncio._get_running_loop()
+        runs_none = loop is None
         try:
-            self._coro.close()
+            if loop is None:
+                loop = self._port.loop
+                asyncio._set_running_loop(loop)
+            self._close_as_current(loop)
         except BaseException as exc:  # what its finally blocks raise, or a complaint that they wait
             self._crew.report(self, exc)
+            with contextlib.suppress(BaseException):  # its context could not be entered
+                self._coro.close()
+        finally:
+            if runs_none:
+                asyncio._set_running_loop(None)
+
+    def _close_as_current(self, loop: asyncio.AbstractEventLoop) -> None:
+        context: Any = self._context
+        if asyncio.current_task(loop) is not None:  # of whoever closes it
+            context.run(self._coro.close)
+            return
+        _enter_task(loop, self)
+        try:
+            context.run(self._coro.close)
+        finally:
+            _leave_task(loop, self)
 
     def _drop(self) -> None:
         self._coro.close()

@@ -4,9 +4,9 @@ While any worker steps tasks that migrate, it looks at all of them every few mil
 for long it wakes a sleeping worker, which takes what waits there; and it names in the log a task that keeps its worker
 for a second. When nobody steps anything it sleeps, and costs nothing.
 
-Why it does not sleep beside a slice. The overseer puts its token down and *then* looks at the workers a last time; a
-worker says that its slice has begun and *then* looks for the token. Both go through the token's deque, whose lock
-orders them.
+Why it does not sleep beside work. The overseer puts its token down and *then* looks at the run queues a last time; who
+queues a task appends it and *then* looks for the token. Both are deques, as in a mailbox. (What a worker steps without
+its having been queued, after a future, is short of that; the next task that is queued anywhere tells.)
 """
 
 from collections import deque
@@ -37,23 +37,23 @@ class Overseer:
 
     def __init__(self, workers: "Sequence[Worker]") -> None:
         self._workers = workers
-        self._tokens = deque((None,))  # there while it sleeps, or has not been started; whoever takes it wakes it
+        self.asleep = deque((None,))  # a token while it sleeps, or has not been started; whoever takes it wakes it
         self._thread: _prims.Thread | None = None
         self._waiter = ThreadWaiter()
         self._stopped = False
         self._named: dict[int, int] = {}  # by index of a worker: the slice whose task was named
+        self._seen: dict[int, int] = {}  # by index of a worker: its steps when tasks waited there
 
     def call(self) -> None:
-        """A slice has begun. Any worker's thread."""
-        if self._tokens.count(None):  # not its length: see the module's theory
-            try:
-                self._tokens.pop()
-            except IndexError:
-                return
-            if self._thread is None and not self._stopped:
-                self._thread = _prims.start_thread(self._watch, f"{self._workers[0].name}-overseer")
-            else:
-                self._waiter.wake()
+        """There is work, and ``asleep`` was not empty. Any thread."""
+        try:
+            self.asleep.pop()
+        except IndexError:
+            return
+        if self._thread is None and not self._stopped:
+            self._thread = _prims.start_thread(self._watch, f"{self._workers[0].name}-overseer")
+        else:
+            self._waiter.wake()
 
     def stop(self, timeout: float) -> None:
         """End the thread. Any other thread; once no worker steps anything."""
@@ -73,10 +73,10 @@ class Overseer:
 
     def _sleep(self) -> None:
         self._waiter = ThreadWaiter()
-        self._tokens.append(None)
+        self.asleep.append(None)
         if self._stopped or self.look(_prims.monotonic_ns()):
             try:
-                self._tokens.pop()
+                self.asleep.pop()
             except IndexError:  # somebody has called meanwhile
                 self._waiter.park()
             return
@@ -86,15 +86,20 @@ class Overseer:
         """Look at every worker once; whether any of them is at work."""
         at_work = False
         for worker in self._workers:
-            member = worker.crew_member
-            began = member.pace.began_ns
-            if not began:
+            member, pace = worker.crew_member, worker.crew_member.pace
+            began = pace.began_ns
+            if member.runnable and not began:  # behind a callback, or a task of asyncio
+                if self._seen.get(worker.index) == member.steps:
+                    pace.behind_ns = pace.behind_ns or now_ns - STUCK_NS
+                self._seen[worker.index] = member.steps
+            if not began and not member.runnable:
+                self._seen.pop(worker.index, None)
                 continue
             at_work = True
-            stuck = now_ns - began
+            stuck = pace.stuck_ns(now_ns)
             if stuck >= STUCK_NS and member.runnable:
                 worker._call_a_thief()
-            if stuck >= LONG_NS and self._named.get(worker.index) != began:
+            if began and stuck >= LONG_NS and self._named.get(worker.index) != began:
                 self._named[worker.index] = began
                 self._name(worker, stuck)
         return at_work

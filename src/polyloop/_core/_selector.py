@@ -172,9 +172,9 @@ class WorkerSelector(selectors.DefaultSelector):
         self._take_wakes(events)
         if self._items or self._unstarted or self._runnable or self._bound:
             self._spin_policy.woken(slept_ns)
-            if not events or (len(events) == 1 and events[0][0] is self._waker_key):
+            if _only(self._waker_key, events):
                 self._tenant.serve()
-        elif self._tenant.on_idle():  # a peer that has too much has called
+        elif _only(self._waker_key, events) and self._tenant.on_idle():  # a peer that has too much has called
             self._tenant.serve()
         return events
 
@@ -219,3 +219,8 @@ class WorkerSelector(selectors.DefaultSelector):
         if hasattr(select, "epoll"):
             with select.epoll() as fresh:
                 os.dup2(fresh.fileno(), self.fileno(), inheritable=False)
+
+
+def _only(waker: selectors.SelectorKey, events: "Events") -> bool:
+    """Whether a poll has found no socket: see the module's theory."""
+    return not events or (len(events) == 1 and events[0][0] is waker)

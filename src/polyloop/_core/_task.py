@@ -245,6 +245,10 @@ class OwnedTask[T](Completion[T]):
             requests.append(msg)
         self._port.post(self._deliver_cancels)  # the port is read after the request is listed
 
+    def _missed_one(self) -> bool:
+        """Whether a request for its cancellation has not reached it, now that it is done."""
+        return bool(self._cancels or self._missed_cancel)
+
     def _cancel_requests(self) -> Sequence[Any] | None:
         """The messages of those that were made before it was started, if there are any."""
         return self._cancels

@@ -22,7 +22,7 @@ _CHECKPOINT = _Checkpoint()
 
 
 async def checkpoint() -> None:
-    """Let others go first: the loop's callbacks, and other tasks. A migratable task may go on on another worker.
+    """Let other tasks go first, and the loop's callbacks after 0.2 ms; a migratable task may go on on another worker.
 
     For long computations between two awaits: a task that never waits keeps its worker. In any other task it is
     ``asyncio.sleep(0)``.

@@ -164,6 +164,8 @@ class TaskGroup(GroupHome):
         task._port = worker
         crew.live.add(task)
         worker.runnable.append(task)  # on its own thread: it is awake
+        if crew.overseer.asleep:
+            crew.overseer.call()
         if crew.ending:
             crew.start_late(task)
         return True

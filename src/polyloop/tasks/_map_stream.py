@@ -22,8 +22,10 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 from polyloop._core._context import here
+from polyloop._core._migrant import MigratableTask
 from polyloop._core._port import Port, current_port
 from polyloop._core._waiting import NOTHING, Nothing, until, wake_all
+from polyloop.runtime._migrate import pin
 from polyloop.tasks._map_board import ANY, NOTHING_NOW, AsTheyCome, Board, InOrder, Lane, Outcome
 from polyloop.tasks._progress import Tally
 from polyloop.tasks._start import report_failures
@@ -64,6 +66,7 @@ class Stream:
         self._tally = tally
         self._board = Board(not return_exceptions)
         self._home: Port | None = None  # None: not begun
+        self._consumer: MigratableTask[Any] | None = None
         self._reader: asyncio.Task[None] | None = None  # until it is done
         self._room: asyncio.Future[None] | None = None  # the reader waits for room
         self._ahead = lane.ahead
@@ -185,6 +188,7 @@ class Stream:
                 cancelled = exc
         self._lane.forget()
         self._report_rest(raising)
+        self._let_go()
         if cancelled is not None and not isinstance(raising, asyncio.CancelledError):
             try:
                 raise cancelled
@@ -200,12 +204,18 @@ class Stream:
         self._lane.cancel_soon()
         home.post(self._abandon)
 
+    def _let_go(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.detach()
+
     # Beginning and reading
 
     def _begin(self) -> None:
         home = current_port()
         self._lane.start(home, self._board)
         self._home = home
+        self._consumer = pin()  # one that migrates: its results come to this loop
         self._want()
         if isinstance(self._source, AsyncIterator):
             reading = self._read(self._source)
@@ -325,6 +335,7 @@ class Stream:
         if self._closed:
             return
         self.stop(abandoned=True)
+        self._let_go()
         self._loop_of_home().create_task(self._wait_alone(), name="polyloop.map dropped")
 
     async def _wait_alone(self) -> None:
