@@ -182,7 +182,6 @@ class Member:
     Attributes:
         runnable: What any worker may step; see the module's theory.
         bound: What only this one may step.
-        task: The task that is being stepped.
         pace: How long steps take here.
         steps: How many were taken; read by any thread.
     """
@@ -196,7 +195,6 @@ class Member:
         self.runnable: deque[_Task] = deque()
         self.bound: deque[_Task] = deque()
         self._aside: list[_Task] = []  # for the next tick
-        self.task: _Task | None = None
         self.pace = Pace()
         self.steps = 0
         self.stolen = 0
@@ -328,9 +326,9 @@ class Member:
             else:
                 task._end(stop.value)
         except BaseException as exc:
-            # This frame is in the traceback, which is no news to anybody.
             if getattr(task._coro, "cr_frame", None) is not None:  # its context could not be entered
                 task._close_coro()
+            # This frame is in the traceback, which is no news to anybody.
             task._end_with(exc.with_traceback(exc.__traceback__.tb_next if exc.__traceback__ else None))
             throw = None  # no cycle through its traceback
             if isinstance(exc, (SystemExit, KeyboardInterrupt)):
