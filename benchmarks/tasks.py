@@ -258,15 +258,20 @@ async def _work(size: int) -> None:
 
 
 def _makespan(per_ms: int, *, migratable: bool) -> float:
-    """Milliseconds of all tasks, dealt out in turn to two loops whatever their size."""
-    with polyloop.Runtime(loops=2, placement="round_robin", steal=migratable) as runtime:
+    """Milliseconds of all tasks on two loops: made on one of them and migrating, or dealt out whatever their size."""
+
+    async def main() -> float:
+        workers = polyloop.current_runtime().workers
+        began = time.perf_counter()
+        async with polyloop.TaskGroup(migratable=migratable) as group:
+            for place, size in enumerate(sizes(TAILED, per_ms)):
+                group.create_task(_work(size), on=None if migratable else workers[place % 2])
+        return (time.perf_counter() - began) * 1e3
+
+    with polyloop.Runtime(loops=2, steal=migratable) as runtime:
         for worker in runtime.workers:
             runtime.spawn(_noop, on=worker).result()
-        began = time.perf_counter()
-        handles = [runtime.spawn(_work, size, migratable=migratable) for size in sizes(TAILED, per_ms)]
-        for handle in handles:
-            handle.result()
-        return (time.perf_counter() - began) * 1e3
+        return runtime.run(main())
 
 
 def skew(rounds: int) -> Report:

@@ -32,7 +32,7 @@ from polyloop._core._worker import Worker
 from polyloop.testing import Interleaving, explore
 
 #: Schedules in a test that is run all the time: all with one preemption where they are few. The stress test runs on.
-SCHEDULES = 700
+SCHEDULES = 300
 
 #: Known faults, and what is wrong.
 

@@ -102,10 +102,12 @@ class TaskGroup(GroupHome):
             migratable = self._children_migrate and on is None and key is None and context is None
         if migratable:
             crew = self._crew
-            if crew is not None and on is None and key is None and context is None and port and port.crew is crew:
-                task = MigratableTask(coro, crew, name, None)
-                if self._start_migrant(task, crew, port):
-                    return task
+            if crew is not None and key is None and context is None and port is not None and port.crew is crew:
+                worker = port if on is None else on
+                if type(worker) is Worker and worker.crew is crew:
+                    task = MigratableTask(coro, crew, name, None)
+                    if self._start_migrant(task, crew, worker, on is not None):
+                        return task
             return self._create(coro, name, context, on, key, True)
         if port is not self._direct or on is not None or key is not None or port is None:
             return self._create(coro, name, context, on, key, False)
@@ -153,7 +155,7 @@ class TaskGroup(GroupHome):
         finally:
             del handle  # as in create_task
 
-    def _start_migrant(self, task: MigratableTask[Any], crew: Crew, worker: Worker) -> bool:
+    def _start_migrant(self, task: MigratableTask[Any], crew: Crew, worker: Worker, stays: bool) -> bool:
         """``_create`` for most children that migrate: made on a worker, for an unlimited group that is open."""
         task._group = self
         self._tasks.add(task)
@@ -161,6 +163,9 @@ class TaskGroup(GroupHome):
             self._tasks.discard(task)
             self._home.post(self._look_again)
             return False
+        if stays:
+            crew.start(task, worker, True)
+            return True
         task._port = worker
         crew.live.add(task)
         worker.runnable.append(task)  # on its own thread: it is awake
