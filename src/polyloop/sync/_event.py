@@ -53,10 +53,13 @@ class Event:
             waiter = async_waiter()
             self._line.append(waiter)
             try:
-                if not self._flag:
-                    await waiter
-            finally:
+                if self._flag:
+                    leave(self._line, waiter)
+                else:
+                    await waiter  # who is woken has been taken out of the line, where a search may take long
+            except BaseException:
                 leave(self._line, waiter)
+                raise
         return True
 
     @property
