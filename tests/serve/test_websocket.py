@@ -34,11 +34,13 @@ def ws(request: pytest.FixtureRequest) -> str:
 
 
 @contextlib.contextmanager
-def clients(served: Serving, path: str, count: int) -> Iterator[list[ClientConnection]]:
+def clients(served: Serving, path: str, count: int, **options: Any) -> Iterator[list[ClientConnection]]:
     """As many WebSockets."""
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(connect(f"ws://localhost:{served.port}{path}", open_timeout=PATIENCE, proxy=None))
+            stack.enter_context(
+                connect(f"ws://localhost:{served.port}{path}", open_timeout=PATIENCE, proxy=None, **options)
+            )
             for _ in range(count)
         ]
 
