@@ -26,7 +26,7 @@ from polyloop._core import _crew, _prims
 from polyloop._core._context import here
 from polyloop._core._crew import Crew
 from polyloop._core._errors import copy_exception
-from polyloop._core._migrant import MigrantWaiter, MigratableTask
+from polyloop._core._migrant import CHECKPOINT, MigrantWaiter, MigratableTask
 from polyloop._core._overseer import Overseer
 from polyloop._core._worker import Worker
 from polyloop.testing import Interleaving, explore
@@ -852,10 +852,40 @@ def the_crew_ends_while_a_task_starts(it: Interleaving) -> None:
     def check() -> None:
         scene.check()
         assert task.cancelled()
+        assert task.cancelling() == 1
         assert scene.crew.empty.done()
 
     it.thread(partial(scene.crew.start, task, scene.left, stays=False))
     it.thread(scene.crew.end)
+    it.check(check)
+
+
+def two_workers_end_the_crew(it: Interleaving) -> None:
+    """Each winds down by itself; a task hears of it once, so its cleanup is not cut short by a second cancellation."""
+    scene = Scene()
+
+    async def body() -> None:
+        try:
+            await MigrantWaiter(scene.tasks[0])
+        finally:
+            await CHECKPOINT
+            scene.log.append("cleaned up")
+
+    task = scene.parked(body())
+
+    def check() -> None:
+        scene.check()
+        assert task.cancelled()
+        assert task.cancelling() == 1
+        assert scene.log == ["cleaned up"]
+        assert scene.crew.empty.done()
+
+    def end_and_work() -> None:
+        scene.crew.end()
+        scene.left.work()
+
+    it.thread(scene.crew.end)
+    it.thread(end_and_work)
     it.check(check)
 
 
@@ -1032,6 +1062,7 @@ SCENARIOS: list[Scenario] = [
     a_sleeper_is_cancelled_while_its_worker_dies,
     a_task_starts_while_the_crew_is_forsaken,
     the_crew_ends_while_a_task_starts,
+    two_workers_end_the_crew,
     the_last_two_tasks_end_at_once,
     a_task_is_woken_while_the_crew_is_forsaken,
     a_loop_of_asyncio_feeds_a_task_and_awaits_it,

@@ -84,7 +84,7 @@ class Crew:
         if self._refusal is not None:  # read after the add, and set before the sweep: one of the two sees the other
             self.forsake(self._refusal)
         else:
-            task.cancel()
+            task.cancel_for_good()
 
     def take_in(self, task: _Task) -> None:
         """Queue a task that was woken by somebody who is not of the crew: where it ran last."""
@@ -94,12 +94,10 @@ class Crew:
         worker.crew_member.take_in(task)
 
     def end(self) -> None:
-        """Cancel everybody, once; ``empty`` follows."""
-        if self.ending:
-            return
+        """Cancel everybody; ``empty`` follows. Every worker that winds down says this."""
         self.ending = True
         for task in self.live.copy():
-            task.cancel()
+            task.cancel_for_good()
         self.look_empty()
 
     async def wait_empty(self, deadline: float) -> list[Stuck]:

@@ -28,7 +28,7 @@ from collections.abc import Coroutine, Generator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Self, TextIO, cast
 
-from polyloop._core._completion import LOOK
+from polyloop._core._completion import LOOK, set_once
 from polyloop._core._context import here
 from polyloop._core._handle import TaskHandle
 from polyloop._core._parking import running_migrant
@@ -120,7 +120,6 @@ class MigratableTask[T](TaskHandle[T]):
 
     # Names that others look for in asyncio's tasks (anyio).
     _fut_waiter: "asyncio.Future[Any] | None" = None  # the future that it awaits; the thread of its loop
-    _log_destroy_pending = False
 
     def __init__(
         self, coro: Coroutine[Any, Any, T], crew: "Crew", name: str | None, context: contextvars.Context | None
@@ -258,6 +257,12 @@ class MigratableTask[T](TaskHandle[T]):
                 self._enqueue()
             else:  # it has seen the request already, and this is a later wait
                 self._park_on(token)
+
+    def cancel_for_good(self) -> None:
+        """Cancel the task since its runtime ends: once, whoever says so; a second would cut its cleanup short."""
+        mine = object()
+        if set_once(self, "_ended_by", mine) is mine:
+            self.cancel()
 
     def _take_cancel(self) -> asyncio.CancelledError:
         """The cancellation that is due, which the task is about to see."""
