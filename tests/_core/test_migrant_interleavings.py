@@ -230,7 +230,7 @@ class Spot:
         self.waiter: MigrantWaiter | None = None
 
     def of(self, task: MigratableTask[Any]) -> None:
-        self.waiter = MigrantWaiter(task)
+        self.waiter = task.waiter()
 
     def wake(self) -> None:
         assert self.waiter is not None
@@ -826,7 +826,7 @@ def a_task_starts_while_the_crew_is_forsaken(it: Interleaving) -> None:
     scene = Scene()
 
     async def body() -> None:
-        await MigrantWaiter(task)
+        await task.waiter()
 
     task = MigratableTask(body(), scene.crew, None, None)
     task._group = scene.ends
@@ -843,7 +843,7 @@ def the_crew_ends_while_a_task_starts(it: Interleaving) -> None:
     scene = Scene()
 
     async def body() -> None:
-        await MigrantWaiter(task)
+        await task.waiter()
 
     task = MigratableTask(body(), scene.crew, None, None)
     task._group = scene.ends
@@ -866,7 +866,7 @@ def two_workers_end_the_crew(it: Interleaving) -> None:
 
     async def body() -> None:
         try:
-            await MigrantWaiter(scene.tasks[0])
+            await scene.tasks[0].waiter()
         finally:
             await CHECKPOINT
             scene.log.append("cleaned up")

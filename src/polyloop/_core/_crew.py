@@ -55,6 +55,7 @@ class Crew:
         self.ending = False
         self.empty = Completion[None]()
         self.overseer = Overseer(workers)
+        self.sleeping = self.overseer.asleep  # filled while it sleeps, so that it has to be called
         self._refused: deque[tuple[_Task, BaseException]] = deque()
         self._refusers = deque((None,))  # popped by the one thread that refuses them
         self._ends = deque((None,))  # popped by whoever completes ``empty``
@@ -187,12 +188,13 @@ class Member:
     def __init__(self, worker: "Worker", crew: Crew) -> None:
         self.worker = worker
         self.mailbox = worker.mailbox
-        self.overseer = crew.overseer
+        self.overseer, self._sleeping = crew.overseer, crew.sleeping
         self.loop: asyncio.AbstractEventLoop  # set with the worker's
         self.crew = crew
         self.runnable: deque[_Task] = deque()
         self.bound: deque[_Task] = deque()
         self._aside: list[_Task] = []  # for the next tick
+        self._hand: deque[_Task] = deque()  # what is stepped without having been queued
         self.pace = Pace()
         self.steps = 0
         self.stolen = 0
@@ -215,9 +217,9 @@ class Member:
         if not (mailbox.tokens and mailbox.signal()):
             waiting = len(runnable)
             # At each power of two: this is run for each task that is made or woken.
-            if not waiting & (waiting - 1) and worth_moving(waiting - 1, self.pace.step_ns, 0):
+            if waiting > 1 and not waiting & (waiting - 1) and worth_moving(waiting - 1, self.pace.step_ns, 0):
                 self.worker._call_a_thief()
-        if self.overseer.asleep:
+        if self._sleeping:
             self.overseer.call()
         if self.closed:  # read after the append, and set before the sweep: one of the two sees the other
             self._hand_over()
@@ -267,13 +269,14 @@ class Member:
 
     def run(self) -> None:
         """Step what waits, and what becomes of that, until the slice is over."""
-        pace = self.pace
+        pace, worker = self.pace, self.worker
         pace.behind_ns = 0
         pace.began_ns = began = now = _clock()
-        if self.overseer.asleep:
+        if self._sleeping:
             self.overseer.call()
         bound, runnable = self.bound, self.runnable
         count = 0
+        worker.stepping = True
         try:
             while (bound or runnable) and now - began < SLICE_NS:
                 if bound:
@@ -285,60 +288,65 @@ class Member:
                 bound.extend(self._aside)
                 self._aside.clear()
             pace.began_ns = 0
-            self.worker.migrant = None
+            worker.stepping = False
             self.steps += count
             pace.note(count, now - began)
         if runnable and worth_moving(len(runnable), pace.step_ns, 0):
-            self.worker._call_a_thief()
+            worker._call_a_thief()
+
+    def step(self, task: _Task) -> None:
+        """Take one step of a task that this thread has."""
+        self._hand.append(task)
+        self._run_some(self._hand, 1)
 
     def _run_some(self, queue: deque[_Task], most: int) -> int:
         """Take up to ``most`` steps; how many."""
-        step = self.step
+        # Local names, and no calls: this is what a step costs.
+        worker, loop = self.worker, self.loop
+        enter, leave, waiter_type, checkpoint = _enter_task, _leave_task, MigrantWaiter, CHECKPOINT
+        throw: BaseException | None = None
         for count in range(most):
             try:
                 task = queue.popleft()
             except IndexError:  # there are no more, or a thief was faster
                 return count
-            step(task)
-        return most
-
-    def step(self, task: _Task) -> None:
-        """Take one step of a task that this thread has."""
-        worker, loop = self.worker, self.loop
-        throw: BaseException | None = None
-        if task._news:
-            throw = task._take_cancel() if task._is_cancel_due() else task._throw
-            task._throw = None
-        context: Any = task._context
-        task._port = worker
-        worker.migrant = task  # cleared by the caller, after several steps: see running_migrant
-        _enter_task(loop, task)
-        try:
-            try:
-                result = context.run(task._coro.send, None) if throw is None else context.run(task._coro.throw, throw)
-            finally:
-                _leave_task(loop, task)
-        except StopIteration as stop:
-            if task._log is not None and task._is_cancel_due():
-                task._end_with(task._take_cancel())
-            else:
-                task._end(stop.value)
-        except BaseException as exc:
-            if getattr(task._coro, "cr_frame", None) is not None:  # its context could not be entered
-                task._close_coro()
-            # This frame is in the traceback, which is no news to anybody.
-            task._end_with(exc.with_traceback(exc.__traceback__.tb_next if exc.__traceback__ else None))
-            throw = None  # no cycle through its traceback
-            if isinstance(exc, (SystemExit, KeyboardInterrupt)):
-                raise
-        else:
             throw = None
-            if result is CHECKPOINT:
-                (self.runnable if task._home is None else self.bound).append(task)
-            elif type(result) is MigrantWaiter and result.task is task:
-                task._park_on(result)
+            if task._news:
+                throw = task._take_cancel() if task._is_cancel_due() else task._throw
+                task._throw = None
+            context: Any = task._context
+            task._port = worker
+            enter(loop, task)
+            try:
+                try:
+                    if throw is None:
+                        result = context.run(task._coro.send, None)
+                    else:
+                        result = context.run(task._coro.throw, throw)
+                finally:
+                    leave(loop, task)
+            except StopIteration as stop:
+                if task._log is not None and task._is_cancel_due():
+                    task._end_with(task._take_cancel())
+                else:
+                    task._end(stop.value)
+            except BaseException as exc:
+                throw = None  # no cycle through its traceback
+                if getattr(task._coro, "cr_frame", None) is not None:  # its context could not be entered
+                    task._close_coro()
+                # This frame is in the traceback, which is no news to anybody.
+                task._end_with(exc.with_traceback(exc.__traceback__.tb_next if exc.__traceback__ else None))
+                if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+                    raise
             else:
-                self._suspended(task, result)
+                throw = None
+                if result is checkpoint:
+                    (self.runnable if task._home is None else self.bound).append(task)
+                elif type(result) is waiter_type and result.task is task:
+                    task._park_on(result)
+                else:
+                    self._suspended(task, result)
+        return most
 
     def _suspended(self, task: _Task, result: Any) -> None:
         """A task has yielded something else than its waiter."""

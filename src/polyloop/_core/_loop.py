@@ -60,7 +60,7 @@ class WorkerLoop(asyncio.SelectorEventLoop):
         if here.port is not self.port and self.port is not None:
             self._refuse_strangers("call_at()")
         timer = super().call_at(when, callback, *args, context=context)
-        if self.port is not None and self.port.migrant is not None:
+        if self.port is not None and self.port.stepping:
             self._timer_of_migrant(timer)
         return timer
 
@@ -80,7 +80,7 @@ class WorkerLoop(asyncio.SelectorEventLoop):
                 coro.close()
                 raise
         task: asyncio.Task[Any] = super().create_task(coro, **kwargs)
-        if self.port is not None and self.port.migrant is not None and not task.done():
+        if self.port is not None and self.port.stepping and not task.done():
             migrant = running_migrant()
             if migrant is not None and migrant._port is self.port:
                 migrant.attach()

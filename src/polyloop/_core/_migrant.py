@@ -26,17 +26,18 @@ import sys
 from asyncio import base_tasks as _base_tasks
 from collections.abc import Coroutine, Generator
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Self, TextIO, cast
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 from polyloop._core._completion import LOOK, set_once
 from polyloop._core._context import here
 from polyloop._core._handle import TaskHandle
-from polyloop._core._parking import running_migrant
+from polyloop._core._parking import Migrant, running_migrant
 from polyloop._core._port import NOWHERE
 
 _enter_task: Any = asyncio._enter_task  # typed as if there were no other tasks than asyncio's own
 _leave_task: Any = asyncio._leave_task
 base_tasks: Any = _base_tasks
+_copy_context = contextvars.copy_context  # run for each task: a global is read faster than the attribute of a module
 
 if TYPE_CHECKING:
     from polyloop._core._crew import Crew
@@ -44,29 +45,15 @@ if TYPE_CHECKING:
 
 
 class MigrantWaiter:
-    """One park of one migratable task on a primitive; see ``AsyncWaiter``.
+    """One park of one migratable task on a primitive; see ``AsyncWaiter``. Made by ``MigratableTask.waiter``."""
 
-    It is its own iterator, of itself alone: a generator for each would be a tenth of what a parked task weighs.
-    """
+    __slots__ = ("task", "woken")
 
-    __slots__ = ("_yielded", "task", "woken")
+    task: "MigratableTask[Any]"
+    woken: bool
 
-    def __init__(self, task: "MigratableTask[Any]") -> None:
-        self.task = task
-        self.woken = False
-        self._yielded = False
-
-    def __await__(self) -> Any:
-        return self
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Self:
-        if self._yielded:
-            raise StopIteration
-        self._yielded = True
-        return self
+    def __await__(self) -> Generator[Any]:
+        yield self
 
     def wake(self) -> bool:
         """Let the task go on. Any thread."""
@@ -98,7 +85,7 @@ class _Checkpoint:
 CHECKPOINT: Final = _Checkpoint()
 
 
-class MigratableTask[T](TaskHandle[T]):
+class MigratableTask[T](TaskHandle[T], Migrant):
     """A task that may continue on another worker each time it has waited for something of polyloop.
 
     Everything of ``TaskHandle``; and, for the task itself, what ``asyncio.Task`` has: ``cancelling``, ``uncancel``,
@@ -129,7 +116,7 @@ class MigratableTask[T](TaskHandle[T]):
         self._coro = coro
         self._crew = crew
         self._idle: list[Any] = []  # its token, while it is suspended
-        self._context = contextvars.copy_context() if context is None else context
+        self._context = _copy_context() if context is None else context
         if name is not None:
             self._name = name
         if context is not None:
@@ -139,7 +126,8 @@ class MigratableTask[T](TaskHandle[T]):
 
     def cancelling(self) -> int:
         """How many cancellations were asked for that have not been undone; see ``asyncio.Task.cancelling``."""
-        if running_migrant() is self:
+        port = here.port
+        if port is not None and port.stepping and running_migrant() is self:  # else it is being closed
             # Those who ask begin a block that may cancel this task, as asyncio.timeout does, perhaps at the next tick.
             self.attach()
             self._port.loop.call_soon(self._port.loop.call_soon, self.detach, context=self._port.context)
@@ -193,7 +181,10 @@ class MigratableTask[T](TaskHandle[T]):
 
     def waiter(self) -> MigrantWaiter:
         """For one park of this task, which runs."""
-        return MigrantWaiter(self)
+        waiter = MigrantWaiter()
+        waiter.task = self  # not in an __init__, which would double the price
+        waiter.woken = False
+        return waiter
 
     def _park_on(self, waiter: MigrantWaiter) -> None:
         """Suspend the task until its waiter is woken. Whoever has the task."""
@@ -285,8 +276,11 @@ class MigratableTask[T](TaskHandle[T]):
             self._news = True
         port = here.port
         assert port is not None
-        port.crew_member.step(self)
-        port.migrant = None
+        port.stepping = True
+        try:
+            port.crew_member.step(self)
+        finally:
+            port.stepping = False
 
     def _cancel_future(self, future: "asyncio.Future[Any]") -> None:
         """Cancel what it awaits. On the thread of that loop; of no use if the task has gone on meanwhile."""
@@ -319,7 +313,8 @@ class MigratableTask[T](TaskHandle[T]):
             crew.live.remove(self)  # atomic: whoever takes a task out of live completes it
         except KeyError:  # forsaken: the runtime is over
             return
-        self._result = value
+        if value is not None:
+            self._result = value
         self._done = True  # as _publish does
         waiters = self._waiters
         waiters.pop(LOOK, None)

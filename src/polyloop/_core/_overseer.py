@@ -9,6 +9,7 @@ queues a task appends it and *then* looks for the token. Both are deques, as in 
 its having been queued, after a future, is short of that; the next task that is queued anywhere tells.)
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from polyloop._core import _prims
 from polyloop._core._balance import STUCK_NS
 from polyloop._core._ending import thread_stack
-from polyloop._core._parking import ThreadWaiter
+from polyloop._core._parking import Migrant, ThreadWaiter
 from polyloop._core._port import logger
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ class Overseer:
         return at_work
 
     def _name(self, worker: "Worker", stuck_ns: int) -> None:
-        task = worker.migrant
-        if task is None:
+        task = asyncio.current_task(worker.loop)
+        if not isinstance(task, Migrant):
             return
         frames = thread_stack(worker.ident)
         ours = max((place for place, frame in enumerate(frames) if frame.startswith(_STEPPER)), default=-1)

@@ -106,17 +106,24 @@ _PASSED_ON: Final = "passed on"
 
 
 _modules = sys.modules
+_running_loop = asyncio._get_running_loop
 _current_task: Any = asyncio.current_task  # typed as if there were no other tasks than asyncio's own
 _TRIO = "trio"
 
 
+class Migrant:
+    """What ``running_migrant`` knows a ``MigratableTask`` by."""
+
+    __slots__ = ()
+
+
 def running_migrant() -> "MigratableTask[Any] | None":
     """The migratable task that calls, if one does."""
-    port = here.port
-    if port is None or port.migrant is None:
+    loop = _running_loop()
+    if loop is None:
         return None
-    # A task of asyncio may take its first step inside a step of ours.
-    return port.migrant if _current_task(port.loop) is port.migrant else None
+    task = _current_task(loop)
+    return task if isinstance(task, Migrant) else None  # type: ignore[return-value] - a cast is a call
 
 
 def async_waiter() -> AsyncWaiter:

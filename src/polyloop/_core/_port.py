@@ -21,7 +21,6 @@ from polyloop._core._mailbox import Mailbox
 if TYPE_CHECKING:
     from polyloop._core._crew import Crew, Member
     from polyloop._core._handle import TaskHandle
-    from polyloop._core._migrant import MigratableTask
 
 logger = logging.getLogger("polyloop")
 
@@ -70,7 +69,7 @@ class Port:
     silent = False  # whether the loop may be closed without a word to anybody
     crew: "Crew | None" = None  # of a worker: those with whom it shares migratable tasks
     crew_member: "Member"
-    migrant: "MigratableTask[Any] | None" = None  # the one that is being stepped here. Owner thread
+    stepping = False  # whether a migratable task may be running here, so that its timers count. Owner thread
 
     def admit(self, handle: "TaskHandle[Any]", stealable: bool) -> None:
         """Queue a handle to be started on this loop. Any thread."""
@@ -156,11 +155,11 @@ class Port:
 
     def call_later(self, delay: float, fn: Callable[[], object]) -> asyncio.TimerHandle:
         """Set a timer of polyloop's own, for which no migratable task has to stay (see ``_loop``). Owner thread."""
-        migrant, self.migrant = self.migrant, None
+        stepping, self.stepping = self.stepping, False
         try:
             return self.loop.call_later(delay, fn, context=self.context)
         finally:
-            self.migrant = migrant
+            self.stepping = stepping
 
     def _wake(self) -> None:
         """End the loop's sleep; the caller popped the mailbox's token. Any thread; must not raise."""

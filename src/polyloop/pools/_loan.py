@@ -34,7 +34,7 @@ class Loan[R]:
         if not desk.is_current():  # it was asked for on another loop
             desk = desk.here()
         slot = self._slot = desk.borrow_nowait(self) or await desk.borrow(self)
-        if desk.port.migrant is not None and desk.binds:  # a borrower that migrates stays, as what it has borrowed does
+        if desk.port.stepping and desk.binds:  # a borrower that migrates stays, as what it has borrowed does
             slot.guest = pin()
         return slot.resource
 

@@ -12,9 +12,9 @@ The number of a receiver goes up under its own lock, ``_turn``: of several who s
 
 from polyloop._core import _prims
 from polyloop._core._errors import Lagged
-from polyloop._core._waiting import NOTHING, Nothing, wake_all
+from polyloop._core._waiting import NOTHING, Line, Nothing, wake_all
 from polyloop.queues._channel import checked_capacity
-from polyloop.queues._ends import End, ItemReceiver, Side
+from polyloop.queues._ends import ClonableEnd, ItemReceiver, Side
 from polyloop.queues._several import Crowd
 
 #: The number of a slot that holds no value.
@@ -68,7 +68,7 @@ class _Ring[T]:
                 self.slots, empty = empty, self.slots
 
 
-class _RingEnd[T](End):
+class _RingEnd[T](ClonableEnd):
     __slots__ = ()
 
     _ring: _Ring[T]
@@ -155,12 +155,15 @@ class BroadcastReceiver[T](ItemReceiver[T], _RingEnd[T]):
 
     _is_waited_for = False
 
-    def __init__(self, ring: _Ring[T], first: int, origin: End | None = None) -> None:
+    def __init__(self, ring: _Ring[T], first: int, origin: ClonableEnd | None = None) -> None:
         self._ring = ring
         self._turn = _prims.RLock()
         self._next = first  # the number of the value to get next; written under _turn
         super().__init__(ring.receivers, ring.senders, origin)
-        self._lines = (ring.line, self._closing)
+
+    @property
+    def _lines(self) -> tuple[Line, ...]:
+        return (self._ring.line, self._closing)
 
     def clone(self) -> "BroadcastReceiver[T]":
         """Make another receiver that gets what this one has not got yet.

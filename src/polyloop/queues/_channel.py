@@ -10,7 +10,7 @@ import math
 from polyloop._core._errors import QueueFull, QueueShutDown
 from polyloop._core._parking import refuse_on_loop_thread
 from polyloop._core._waiting import NOTHING, Line, Nothing
-from polyloop.queues._ends import End, ItemReceiver, Side
+from polyloop.queues._ends import ClonableEnd, ItemReceiver, Side
 from polyloop.queues._queue import Queue
 from polyloop.queues._several import Standing, block_until_any, until_any
 from polyloop.queues._sync import check_timeout
@@ -44,7 +44,7 @@ class _Pipe[T]:
             queue._after_put(item)
 
 
-class _PipeEnd[T](End):
+class _PipeEnd[T](ClonableEnd):
     __slots__ = ()
 
     _pipe: _Pipe[T]
@@ -203,7 +203,10 @@ class Receiver[T](ItemReceiver[T], _PipeEnd[T]):
     def __init__(self, pipe: _Pipe[T], origin: "Receiver[T] | None" = None) -> None:
         self._pipe = pipe
         super().__init__(pipe.receivers, pipe.senders, origin)
-        self._lines = (pipe.queue._getters, self._closing)
+
+    @property
+    def _lines(self) -> tuple[Line, ...]:
+        return (self._pipe.queue._getters, self._closing)
 
     def clone(self) -> "Receiver[T]":
         """Make another receiver of the same channel: each is closed by itself.

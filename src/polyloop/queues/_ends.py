@@ -1,8 +1,9 @@
 """The ends of a channel: open, closed, cloned, forgotten.
 
-Each channel has two sides, and a ``Side`` counts its open ends. An end is open while its ``_open`` is filled; whoever
-empties it has closed it. That, and to clone an end, happens under the lock of the channel, so that of two ends that are
-closed at once one is the last, and an end that is cloned while it is closed counts in time or is refused.
+Where ends may be cloned, each channel has two sides, and a ``Side`` counts its open ends. Such an end is open while its
+``_open`` is filled; whoever empties it has closed it. That, and to clone an end, happens under the lock of the channel,
+so that of two ends that are closed at once one is the last, and an end that is cloned while it is closed counts in time
+or is refused.
 
 Who waits by way of an end stands in the line of what it waits for and in the end's own, ``_closing``: a close wakes
 those and nobody else. The lock is one that its holder may take again: a finaliser that the garbage collector calls
@@ -36,7 +37,7 @@ class Side:
     def __len__(self) -> int:
         return len(self._ends)
 
-    def add(self, end: "End", origin: "End | None") -> bool:
+    def add(self, end: "ClonableEnd", origin: "ClonableEnd | None") -> bool:
         """Count an end that is made; ``False`` if ``origin``, which it is made of, is closed."""
         with self._lock:
             if origin is not None and not origin._open:
@@ -45,7 +46,7 @@ class Side:
             end._open.append(None)
         return True
 
-    def remove(self, end: "End") -> tuple[bool, bool]:
+    def remove(self, end: "ClonableEnd") -> tuple[bool, bool]:
         """Close an end: whether it was open, and whether it was the last."""
         with self._lock:
             if not end._open:
@@ -58,23 +59,11 @@ class Side:
 class End:
     """One end of a channel. Also a context manager, for ``with`` and ``async with``: leaving the block closes it."""
 
-    __slots__ = ("__weakref__", "_closing", "_open", "_peer", "_side")
-
-    #: Whether others may wait for ever if it is forgotten.
-    _is_waited_for: ClassVar[bool] = True
-
-    def __init__(self, side: Side, peer: Side, origin: "End | None" = None) -> None:
-        self._open: deque[None] = deque()  # filled while open; changed under the lock of the channel
-        self._closing = Crowd()  # who waits by way of this end
-        self._side = side
-        self._peer = peer
-        if not side.add(self, origin):
-            assert origin is not None
-            raise origin._refusal()
+    __slots__ = ("__weakref__",)
 
     def __repr__(self) -> str:
         senders, receivers = self._counts()
-        state = "open" if self._open else "closed"
+        state = "closed" if self.closed else "open"
         return f"<{type(self).__name__} at {id(self):#x} {state}, {senders} senders, {receivers} receivers>"
 
     def _counts(self) -> tuple[int, int]:
@@ -84,7 +73,7 @@ class End:
     @property
     def closed(self) -> bool:
         """Whether this end was closed."""
-        return not self._open
+        raise NotImplementedError
 
     @property
     def senders(self) -> int:
@@ -101,19 +90,11 @@ class End:
 
         Calls that wait by way of this end raise ``ClosedEndError``; other ends of the same side stay open.
         """
-        was_open, last = self._side.remove(self)
-        if last:
-            self._last_closed()
-        if was_open and self._closing:
-            wake_all(self._closing)
-
-    def _last_closed(self) -> None:
-        """The last end of this side was closed: tell the other side."""
         raise NotImplementedError
 
     def _refusal(self) -> ChannelClosed | ClosedEndError:
         """Why a call by way of this end can do nothing any more."""
-        if not self._open:
+        if self.closed:
             return ClosedEndError(self._why_refused())
         return ChannelClosed(self._why_closed())
 
@@ -141,25 +122,64 @@ class End:
     ) -> None:
         self.close()
 
-    def __del__(
-        self,
-        _warn: Callable[..., None] = warnings.warn,
-        _finalizing: Callable[[], bool] = sys.is_finalizing,
-    ) -> None:
-        if _finalizing() or not getattr(self, "_open", None):
-            return
-        missed = self._is_waited_for and len(self._peer) > 0
+    def _forgotten(self, missed: bool) -> None:
+        """It is dropped while it is open: close it, with a warning if somebody may wait for it."""
         self.close()
         if missed:
-            _warn(f"{self!r} was dropped without having been closed", ResourceWarning, stacklevel=2)
+            warnings.warn(f"{self!r} was dropped without having been closed", ResourceWarning, stacklevel=3)
+
+
+class ClonableEnd(End):
+    """One of several ends of a side."""
+
+    __slots__ = ("_closing", "_open", "_peer", "_side")
+
+    #: Whether others may wait for ever if it is forgotten.
+    _is_waited_for: ClassVar[bool] = True
+
+    def __init__(self, side: Side, peer: Side, origin: "ClonableEnd | None" = None) -> None:
+        self._open: deque[None] = deque()  # filled while open; changed under the lock of the channel
+        self._closing = Crowd()  # who waits by way of this end
+        self._side = side
+        self._peer = peer
+        if not side.add(self, origin):
+            assert origin is not None
+            raise origin._refusal()
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed."""
+        return not self._open
+
+    def close(self) -> None:
+        """Close this end. Waits for nothing; closing again does nothing.
+
+        Calls that wait by way of this end raise ``ClosedEndError``; other ends of the same side stay open.
+        """
+        was_open, last = self._side.remove(self)
+        if last:
+            self._last_closed()
+        if was_open and self._closing:
+            wake_all(self._closing)
+
+    def _last_closed(self) -> None:
+        """The last end of this side was closed: tell the other side."""
+        raise NotImplementedError
+
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _finalizing() and getattr(self, "_open", None):
+            self._forgotten(self._is_waited_for and len(self._peer) > 0)
 
 
 class ReceivingEnd[T](End):
     """An end that something comes out of; what ``select`` waits for."""
 
-    __slots__ = ("_lines",)
+    __slots__ = ()
 
-    _lines: tuple[Line, ...]  # who waits for something stands in them; set once
+    @property
+    def _lines(self) -> tuple[Line, ...]:
+        """Who waits for something stands in them; always the same."""
+        raise NotImplementedError
 
     def _try_get(self) -> T | Nothing:
         """Take what is there, or ``NOTHING``.

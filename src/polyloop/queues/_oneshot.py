@@ -1,52 +1,49 @@
 """``oneshot``: one value, from one sender to one receiver.
 
-To send is to close the sender with a value: of a ``send``, a ``close`` and a finaliser that run at once, one has
-emptied ``_open`` and decides. It puts the value into ``box`` and *then* fills ``over``; a receiver that finds the box
-empty looks at ``over`` and *then* into the box again. A receiver that is closed empties the box; a sender that finds it
-closed takes the value back, if it is still there.
+All that happens to a shot is an entry of one dict, its *state*, made or popped. Of two who pop an entry at once one has
+got it, and a writer sees what those wrote who came before, since the dict's own lock orders them all. An end is open
+while its entry is there: of a ``send``, a ``close`` and a finaliser that run at once one pops the sender's entry, and
+decides. The value is received by whoever pops it.
+
+A sender enters the value, and finds the receiver's entry gone, or the receiver, which pops its entry and *then* the
+value, finds the value: it does not stay behind. A sender enters the value, *then* that it is over, and *then* looks at
+the line; a receiver enters the line and *then* looks for the value, and whether it is over. There is one line, since
+all who wait do so by way of the one receiver: each wake-up is for all of them, and the last.
 """
 
-from collections import deque
-from collections.abc import Generator
-from typing import Any
+import sys
+from collections.abc import Callable, Generator
+from typing import Any, Final, cast
 
-from polyloop._core import _prims
 from polyloop._core._errors import ChannelClosed
-from polyloop._core._waiting import NOTHING, Nothing, wake_all
-from polyloop.queues._ends import End, ItemReceiver, Side
+from polyloop._core._parking import async_waiter
+from polyloop._core._waiting import NOTHING, Line, Nothing, leave, wake_next
+from polyloop.queues._ends import End, ItemReceiver
 from polyloop.queues._several import Crowd
 
-
-class _Shot[T]:
-    """The value, and the two ends."""
-
-    __slots__ = ("box", "line", "over", "receivers", "senders", "sent")
-
-    def __init__(self) -> None:
-        lock = _prims.RLock()
-        self.senders = Side(lock)
-        self.receivers = Side(lock)
-        self.box: deque[T] = deque()  # the value, until it is received
-        self.over: deque[None] = deque()  # filled for good when nothing more will be put into the box
-        self.sent = False  # for messages; set by whoever has closed the sender
-        self.line = Crowd()
-
-    def end(self) -> None:
-        """The sender has done what it could."""
-        self.over.append(None)
-        wake_all(self.line)
+_SENDER: Final = "sender"
+_RECEIVER: Final = "receiver"
+_VALUE: Final = "value"
+_OVER: Final = "over"  # whether a value was sent; there when nothing more will be
 
 
-class _ShotEnd[T](End):
-    __slots__ = ()
+class _ShotEnd(End):
+    __slots__ = ("_line", "_state")
 
-    _shot: _Shot[T]
+    _line: Crowd
+    _state: dict[str, Any]
 
     def _counts(self) -> tuple[int, int]:
-        return len(self._shot.senders), len(self._shot.receivers)
+        return int(_SENDER in self._state), int(_RECEIVER in self._state)
+
+    def _wake_all(self) -> None:
+        """Who waits has something to hear. Nobody comes back."""
+        line = self._line
+        while line:
+            wake_next(line)
 
 
-class OneshotSender[T](_ShotEnd[T]):
+class OneshotSender[T](_ShotEnd):
     """The end of a ``oneshot`` that the value is sent to.
 
     To send closes it. ``with sender`` and ``async with sender`` close it at the end of the block. One that is dropped
@@ -57,11 +54,16 @@ class OneshotSender[T](_ShotEnd[T]):
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("_shot",)
+    __slots__ = ()
 
-    def __init__(self, shot: _Shot[T]) -> None:
-        self._shot = shot
-        super().__init__(shot.senders, shot.receivers)
+    def __init__(self, state: dict[str, Any], line: Crowd) -> None:
+        self._state = state
+        self._line = line
+
+    @property
+    def closed(self) -> bool:
+        """Whether a value was sent, or this end closed without one."""
+        return _SENDER not in self._state
 
     def send(self, value: T) -> None:
         """Send the value, and close this sender. Waits for nothing.
@@ -70,37 +72,38 @@ class OneshotSender[T](_ShotEnd[T]):
             ChannelClosed: the receiver is closed; nobody gets the value.
             ClosedEndError: a value was sent before, or this sender was closed.
         """
-        was_open, _ = self._side.remove(self)
-        if not was_open:
+        state = self._state
+        if not state.pop(_SENDER, False):
             raise self._refusal()
-        shot = self._shot
-        shot.sent = True
         try:
-            shot.box.append(value)
-            missed = not len(shot.receivers) and self._take_back()
+            state[_VALUE] = value  # before the look for the receiver
+            missed = _RECEIVER not in state and state.pop(_VALUE, NOTHING) is not NOTHING
         finally:
-            shot.end()
+            state[_OVER] = True
+            if self._line:
+                self._wake_all()
         if missed:
             raise ChannelClosed(self._why_closed())
 
-    def _take_back(self) -> bool:
-        try:
-            self._shot.box.pop()
-        except IndexError:
-            return False
-        return True
-
-    def _last_closed(self) -> None:
-        self._shot.end()
+    def close(self) -> None:
+        """Close this end without a value. Waits for nothing; closing again, or after a ``send``, does nothing."""
+        if self._state.pop(_SENDER, False):
+            self._state[_OVER] = False
+            if self._line:
+                self._wake_all()
 
     def _why_closed(self) -> str:
         return "the receiver is closed; nobody will receive this value"
 
     def _why_refused(self) -> str:
-        return "a value was sent before; a oneshot takes one" if self._shot.sent else super()._why_refused()
+        return "a value was sent before; a oneshot takes one" if self._state.get(_OVER) else super()._why_refused()
+
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if _SENDER in self._state and not _finalizing():
+            self._forgotten(_RECEIVER in self._state)
 
 
-class OneshotReceiver[T](ItemReceiver[T], _ShotEnd[T]):
+class OneshotReceiver[T](ItemReceiver[T], _ShotEnd):
     """The end of a ``oneshot`` that the value is received from: ``await receiver``, or ``receive`` and its kin.
 
     The value is received once; who asks again is told that nothing is left (``ChannelClosed``). ``with receiver`` and
@@ -112,41 +115,69 @@ class OneshotReceiver[T](ItemReceiver[T], _ShotEnd[T]):
     .. versionadded:: 0.2
     """
 
-    __slots__ = ("_shot",)
+    __slots__ = ()
 
-    _is_waited_for = False
+    def __init__(self, state: dict[str, Any], line: Crowd) -> None:
+        self._state = state
+        self._line = line
 
-    def __init__(self, shot: _Shot[T]) -> None:
-        self._shot = shot
-        super().__init__(shot.receivers, shot.senders)
-        self._lines = (shot.line, self._closing)
+    @property
+    def _lines(self) -> tuple[Line, ...]:
+        return (self._line,)
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed."""
+        return _RECEIVER not in self._state
+
+    def close(self) -> None:
+        """Close this end. Waits for nothing; closing again does nothing.
+
+        Calls that wait raise ``ClosedEndError``; a value that was not received is dropped.
+        """
+        if self._state.pop(_RECEIVER, False):
+            self._state.pop(_VALUE, None)
+            self._wake_all()
 
     def __await__(self) -> Generator[Any, Any, T]:
         """``receive``."""
-        return self._wait().__await__()
+        value = NOTHING if _SENDER in self._state else self._try_get()
+        while value is NOTHING:
+            waiter = async_waiter()
+            self._line.append(waiter)
+            try:
+                value = self._try_get()  # after entering
+                if value is NOTHING:
+                    yield from waiter.__await__()
+                    value = self._try_get()
+                else:
+                    leave(self._line, waiter)
+            except BaseException:
+                leave(self._line, waiter)  # whether it was woken or not: others have been, too
+                raise
+        return cast("T", value)
+
+    async def _wait(self) -> T:
+        return await self
 
     def _try_get(self) -> T | Nothing:
-        if not self._open:
-            raise self._refusal()
-        shot = self._shot
-        try:
-            return shot.box.pop()
-        except IndexError:
-            if not shot.over:
-                return NOTHING
-        try:
-            return shot.box.pop()
-        except IndexError:
-            raise self._refusal() from None
+        state = self._state
+        value: T | Nothing = state.pop(_VALUE, NOTHING) if _RECEIVER in state else NOTHING
+        if value is NOTHING and (_OVER in state or _RECEIVER not in state):
+            value = state.pop(_VALUE, NOTHING) if _RECEIVER in state else NOTHING
+            if value is NOTHING:
+                raise self._refusal()
+        return value
 
     def _look(self) -> object:
-        return self._shot.over
-
-    def _last_closed(self) -> None:
-        self._shot.box.clear()
+        return _OVER in self._state
 
     def _why_closed(self) -> str:
-        return "the value was received before" if self._shot.sent else "the sender was closed without a value"
+        return "the value was received before" if self._state.get(_OVER) else "the sender was closed without a value"
+
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if _RECEIVER in self._state and not _finalizing():
+            self.close()
 
 
 class oneshot[T](tuple[OneshotSender[T], OneshotReceiver[T]]):  # noqa: N801 - see channel
@@ -165,5 +196,6 @@ class oneshot[T](tuple[OneshotSender[T], OneshotReceiver[T]]):  # noqa: N801 - s
     __slots__ = ()
 
     def __new__(cls) -> tuple[OneshotSender[T], OneshotReceiver[T]]:  # type: ignore[misc]
-        shot = _Shot[T]()
-        return OneshotSender(shot), OneshotReceiver(shot)
+        state: dict[str, Any] = {_SENDER: True, _RECEIVER: True}
+        line = Crowd()
+        return OneshotSender(state, line), OneshotReceiver(state, line)

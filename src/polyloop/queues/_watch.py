@@ -11,8 +11,8 @@ from typing import cast
 
 from polyloop._core import _prims
 from polyloop._core._errors import ChannelClosed
-from polyloop._core._waiting import NOTHING, Nothing, wake_all
-from polyloop.queues._ends import End, ReceivingEnd, Side
+from polyloop._core._waiting import NOTHING, Line, Nothing, wake_all
+from polyloop.queues._ends import ClonableEnd, ReceivingEnd, Side
 from polyloop.queues._several import Crowd
 from polyloop.queues._sync import check_timeout
 
@@ -47,7 +47,7 @@ class _Cell[T]:
             return *self.state, not len(self.senders)
 
 
-class _CellEnd[T](End):
+class _CellEnd[T](ClonableEnd):
     __slots__ = ()
 
     _cell: _Cell[T]
@@ -128,12 +128,15 @@ class WatchReceiver[T](ReceivingEnd[T], _CellEnd[T]):
 
     _is_waited_for = False
 
-    def __init__(self, cell: _Cell[T], seen: int, origin: End | None = None) -> None:
+    def __init__(self, cell: _Cell[T], seen: int, origin: ClonableEnd | None = None) -> None:
         self._cell = cell
         self._turn = _prims.RLock()
         self._seen = seen  # the number of the value seen last; written under _turn, only goes up
         super().__init__(cell.receivers, cell.senders, origin)
-        self._lines = (cell.line, self._closing)
+
+    @property
+    def _lines(self) -> tuple[Line, ...]:
+        return (self._cell.line, self._closing)
 
     def clone(self) -> "WatchReceiver[T]":
         """Make another receiver that has seen what this one has seen.

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import types
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Self
@@ -11,14 +12,9 @@ from polyloop._core._migrant import CHECKPOINT, MigratableTask
 from polyloop._core._parking import running_migrant
 
 
-class _Checkpoint:
-    __slots__ = ()
-
-    def __await__(self) -> Generator[Any]:
-        yield None if running_migrant() is None else CHECKPOINT
-
-
-_CHECKPOINT = _Checkpoint()
+@types.coroutine
+def _give_way() -> Generator[Any]:
+    yield None if running_migrant() is None else CHECKPOINT
 
 
 async def checkpoint() -> None:
@@ -32,7 +28,7 @@ async def checkpoint() -> None:
 
     .. versionadded:: 0.5
     """
-    await _CHECKPOINT
+    await _give_way()
 
 
 async def sleep[T](delay: float, result: T | None = None) -> T | None:
@@ -54,7 +50,7 @@ async def sleep[T](delay: float, result: T | None = None) -> T | None:
     if math.isnan(delay):
         raise ValueError("Invalid delay: NaN (not a number)")
     if delay <= 0:
-        await _CHECKPOINT
+        await _give_way()
         return result
     until = _prims.monotonic() + delay
     while True:

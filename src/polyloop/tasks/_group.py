@@ -18,7 +18,6 @@ from types import CoroutineType
 from typing import Any
 
 from polyloop._core._context import here, runs_a_loop
-from polyloop._core._crew import Crew
 from polyloop._core._handle import TaskHandle
 from polyloop._core._migrant import MigratableTask
 from polyloop._core._worker import Worker
@@ -91,8 +90,7 @@ class TaskGroup(GroupHome):
         Cancellation: waits for nothing.
         Thread safety: any thread; see the class.
         """
-        kind = type(coro)
-        if kind is not CoroutineType and not asyncio.iscoroutine(coro):
+        if type(coro) is not CoroutineType and not asyncio.iscoroutine(coro):
             raise TypeError(f"a coroutine was expected, got {coro!r}")
         if eager_start:
             coro.close()
@@ -102,13 +100,29 @@ class TaskGroup(GroupHome):
             migratable = self._children_migrate and on is None and key is None and context is None
         if migratable:
             crew = self._crew
-            if crew is not None and key is None and context is None and port is not None and port.crew is crew:
-                worker = port if on is None else on
-                if type(worker) is Worker and worker.crew is crew:
-                    task = MigratableTask(coro, crew, name, None)
-                    if self._start_migrant(task, crew, worker, on is not None):
-                        return task
-            return self._create(coro, name, context, on, key, True)
+            if crew is None or key is not None or context is not None or port is None or port.crew is not crew:
+                return self._create(coro, name, context, on, key, True)
+            # Most children that migrate: made on a worker, for an unlimited group that is open.
+            if on is not None and (type(on) is not Worker or on.crew is not crew):
+                return self._create(coro, name, context, on, key, True)
+            task = MigratableTask(coro, crew, name, None)
+            task._group = self
+            self._tasks.add(task)
+            if self._crew is None:  # it is being left, or was aborted: that takes a closer look
+                self._tasks.discard(task)
+                self._home.post(self._look_again)
+                return self._create(coro, name, context, on, key, True)
+            if on is None:
+                task._port = port  # as Crew.start does, without a wake-up: this worker is awake
+                crew.live.add(task)
+                port.runnable.append(task)
+                if crew.sleeping:
+                    crew.overseer.call()
+                if crew.ending:
+                    crew.start_late(task)
+            else:
+                crew.start(task, on, True)
+            return task
         if port is not self._direct or on is not None or key is not None or port is None:
             return self._create(coro, name, context, on, key, False)
         handle = TaskHandle(coro, name, context)
@@ -154,26 +168,6 @@ class TaskGroup(GroupHome):
             return handle
         finally:
             del handle  # as in create_task
-
-    def _start_migrant(self, task: MigratableTask[Any], crew: Crew, worker: Worker, stays: bool) -> bool:
-        """``_create`` for most children that migrate: made on a worker, for an unlimited group that is open."""
-        task._group = self
-        self._tasks.add(task)
-        if self._crew is None:  # it is being left, or was aborted: that takes a closer look
-            self._tasks.discard(task)
-            self._home.post(self._look_again)
-            return False
-        if stays:
-            crew.start(task, worker, True)
-            return True
-        task._port = worker
-        crew.live.add(task)
-        worker.runnable.append(task)  # on its own thread: it is awake
-        if crew.overseer.asleep:
-            crew.overseer.call()
-        if crew.ending:
-            crew.start_late(task)
-        return True
 
     def _new_handle[T](
         self, coro: Coroutine[Any, Any, T], name: str | None, context: contextvars.Context | None, migratable: bool

@@ -64,10 +64,11 @@ class GroupHome:
         if home is not here.port:
             home.post(partial(self._child_ended, handle))
             return
-        self._tasks.discard(handle)
+        tasks = self._tasks
+        tasks.discard(handle)
         if self._turns is not None:
             self._turns.ended(handle)
-        if self._all_ended is not None:
+        if not tasks and self._all_ended is not None:
             self._look_again()
         if handle._exception is not None and not handle._cancelled:
             self._child_failed(handle)
