@@ -106,7 +106,7 @@ class Overseer:
         return at_work
 
     def _name(self, worker: "Worker", stuck_ns: int) -> None:
-        task = asyncio.current_task(worker.loop)
+        task: object = asyncio.current_task(worker.loop)
         if not isinstance(task, Migrant):
             return
         frames = thread_stack(worker.ident)

@@ -107,7 +107,8 @@ _PASSED_ON: Final = "passed on"
 
 _modules = sys.modules
 _running_loop = asyncio._get_running_loop
-_current_task: Any = asyncio.current_task  # typed as if there were no other tasks than asyncio's own
+_any: Any = asyncio.current_task  # typed as if there were no other tasks than asyncio's own
+_current_task: "Callable[[asyncio.AbstractEventLoop], MigratableTask[Any] | None]" = _any
 _TRIO = "trio"
 
 
@@ -123,7 +124,7 @@ def running_migrant() -> "MigratableTask[Any] | None":
     if loop is None:
         return None
     task = _current_task(loop)
-    return task if isinstance(task, Migrant) else None  # type: ignore[return-value] - a cast is a call
+    return task if isinstance(task, Migrant) else None
 
 
 def async_waiter() -> AsyncWaiter:

@@ -90,7 +90,8 @@ class TaskGroup(GroupHome):
         Cancellation: waits for nothing.
         Thread safety: any thread; see the class.
         """
-        if type(coro) is not CoroutineType and not asyncio.iscoroutine(coro):
+        kind = type(coro)
+        if kind is not CoroutineType and not asyncio.iscoroutine(coro):
             raise TypeError(f"a coroutine was expected, got {coro!r}")
         if eager_start:
             coro.close()
