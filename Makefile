@@ -30,7 +30,7 @@ demo: setup ## run the published experiments on this machine, within a minute, a
 	@$(BIN)/polyloop bench all $(ARGS)
 
 test: setup ## the fast tests, examples included
-	$(BIN)/python -m pytest -m "not stress" $(ARGS)
+	$(BIN)/python -m pytest -m "not stress" -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 stress: setup ## seeded random races for POLYLOOP_STRESS_SECONDS (60)
 	$(BIN)/python -m pytest -m "stress$(if $(QUICK), and not slow)" -s --timeout=0 -o faulthandler_timeout=0 $(ARGS)

@@ -52,15 +52,21 @@ SLOW_CLIENTS = frozenset(f"test_{name}" for name in ("aiohttp", "asyncpg", "http
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes long and is the same on every build: all orders of something, the benchmarks, a cluster."""
+    """What takes long and is the same on every build: all orders of something, the benchmarks, a cluster.
+
+    Where several processes share the tests (`make test`), each runs whole files; the tests with a cluster share one.
+    """
     for item in items:
         stem = item.path.stem
+        together = item.path.parent if item.path.parent.name == "distributed" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(together)))
         if item.name.partition("[")[0].endswith(("_in_any_order", "_in_every_order")):
             item.add_marker(pytest.mark.slow)
         if stem in SLOW_FILES or (stem in SLOW_CLIENTS and item.path.parent.name == "pools"):
             item.add_marker(pytest.mark.slow)
         if stem.endswith("_interleavings") or stem.startswith("test_bench") or item.path.parent.name == "distributed":
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: not item.path.stem.endswith("_interleavings"))  # the longest files, so that none is last
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
