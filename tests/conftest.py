@@ -66,7 +66,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if stem.endswith("_interleavings") or stem.startswith("test_bench") or item.path.parent.name == "distributed":
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: not item.path.stem.endswith("_interleavings"))  # the longest files, so that none is last
+    # The longest files first, so that none of them is the last.
+    items.sort(key=lambda item: not item.path.stem.endswith("_interleavings"))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -81,6 +81,8 @@ class HandLoop:
 
     def call_later(self, delay: float, callback: Callable[[], object], *, context: contextvars.Context) -> Any:
         """A timer that goes off when ``ring`` is called, and is its own handle."""
+        running: object = asyncio._get_running_loop()
+        assert running is self, "a timer was set on the thread of another loop"
         timer = Timer(partial(context.run, callback))
         self.timers.append(timer)
         return timer
@@ -792,6 +794,55 @@ def a_task_that_awaits_a_future_is_cancelled_while_its_worker_dies(it: Interleav
     it.check(scene.check)
 
 
+def closed_on_the_right(it: Interleaving, cleanup: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """A pinned task is woken by the end of another while its worker dies: it is closed where that one has ended."""
+    scene = Scene()
+    reported: list[BaseException] = []
+
+    async def waker() -> None:
+        scene.log.append("woken")
+
+    async def body() -> None:
+        try:
+            async with pinned():
+                await other
+        finally:
+            await cleanup()
+
+    other = MigratableTask(waker(), scene.crew, None, None)
+    other._group = scene.ends
+    scene.tasks.append(other)
+    task = scene.parked(body())
+    task._watched = True
+    scene.crew.report = lambda task, exc: reported.append(exc)  # type: ignore[method-assign]
+    scene.crew.start(other, scene.right, stays=True)
+
+    def check() -> None:
+        scene.settle()
+        for worker in scene.workers:
+            worker.hands.ring()
+        scene.check("woken")
+        assert not [exc for exc in reported if isinstance(exc, AssertionError)]  # a loop was touched by another thread
+
+    it.thread(scene.left.die)
+    it.thread(scene.right.work)
+    it.check(check)
+
+
+async def asks_for_its_cancellations() -> None:
+    """As ``asyncio.timeout`` does at its end."""
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancelling()
+
+
+@pytest.mark.parametrize("cleanup", [asks_for_its_cancellations, partial(sleep, 1)], ids=["cancelling", "sleep"])
+def test_what_is_closed_on_another_worker_leaves_the_loops_alone(cleanup: Any) -> None:
+    """At random: in which order a worker looks through the tasks of its crew depends on hashes."""
+    result = explore(partial(closed_on_the_right, cleanup=cleanup), preemptions=2, seed=3, schedules=SCHEDULES)
+    assert result.schedules > 1
+
+
 def a_sleeper_is_cancelled_while_its_worker_dies(it: Interleaving) -> None:
     """The end of its loop wakes it early, to sleep on elsewhere; so it does unless it has seen the cancellation."""
     scene = Scene()
@@ -1038,6 +1089,24 @@ def the_awaiter_of_a_task_is_cancelled_as_it_ends(it: Interleaving) -> None:
     it.check(lambda: expect(waiter.cancelled() or asked == [0], asked))
 
 
+def a_task_gets_a_name_while_it_is_shown(it: Interleaving) -> None:
+    """The name stays, whoever looks for the one that it had before."""
+    scene = Scene()
+
+    async def body() -> None:
+        scene.log.append("done")
+
+    task = scene.task(body())
+
+    def check() -> None:
+        scene.check("done")
+        assert task.name == "new"
+
+    it.thread(partial(task.set_name, "new"))
+    it.thread(partial(repr, task))
+    it.check(check)
+
+
 SCENARIOS: list[Scenario] = [
     a_wake_comes_while_the_task_parks,
     two_wakers_wake_two_waits,
@@ -1068,6 +1137,7 @@ SCENARIOS: list[Scenario] = [
     a_loop_of_asyncio_feeds_a_task_and_awaits_it,
     a_task_and_a_coroutine_get_from_one_queue,
     the_awaiter_of_a_task_is_cancelled_as_it_ends,
+    a_task_gets_a_name_while_it_is_shown,
 ]
 
 

@@ -1,6 +1,7 @@
 """``channel``: items, room, ends that are closed, cloned and forgotten, both faces, loops, threads and trio."""
 
 import asyncio
+import copy
 import gc
 import math
 import pickle
@@ -15,7 +16,7 @@ from tests.helpers import cancel_amid, in_all_worlds, in_trio, until
 
 import polyloop
 from polyloop import BlockingCallError, PolyloopError, QueueEmpty, QueueFull, QueueShutDown
-from polyloop.queues import ChannelClosed, ClosedEndError, Receiver, Sender, channel
+from polyloop.queues import ChannelClosed, ClosedEndError, Receiver, Sender, broadcast, channel, oneshot, watch
 from polyloop.testing import TestLoop, TestThread
 
 
@@ -204,6 +205,17 @@ def test_an_end_that_nobody_waits_for_is_dropped_in_silence() -> None:
         sender, receiver = channel[int](1)
         receiver.close()
         del sender
+
+
+@pytest.mark.parametrize("make", [lambda: channel(1), lambda: broadcast(1), lambda: watch(1), oneshot])
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_an_end_is_neither_copied_nor_sent_to_another_process(
+    make: Callable[[], tuple[Any, Any]], duplicate: Callable[[object], object]
+) -> None:
+    """What was sent by a copy would be lost without a word."""
+    for end in make():
+        with end, pytest.raises(TypeError, match=f"cannot copy or pickle <{type(end).__name__} at .* its process"):
+            duplicate(end)
 
 
 def test_an_item_is_not_kept_by_the_channel() -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers import cancel_amid, in_trio, until
 
 from polyloop import BlockingCallError, QueueEmpty
-from polyloop.queues import ChannelClosed, ClosedEndError, OneshotReceiver, oneshot
+from polyloop.queues import ChannelClosed, ClosedEndError, OneshotReceiver, OneshotSender, oneshot
 from polyloop.testing import TestLoop, TestThread
 
 
@@ -165,3 +165,19 @@ def test_time_runs_out_and_a_loop_is_not_blocked(left: TestLoop) -> None:
         left.run(receiver.sync.receive)
     sender.send(1)
     assert left.run(receiver.sync.receive) == 1
+
+
+def test_an_end_that_could_not_be_made_is_dropped_in_silence() -> None:
+    """Ends are made by ``oneshot``."""
+    for kind in (OneshotSender, OneshotReceiver):
+        with pytest.raises(TypeError):
+            kind()  # type: ignore[call-arg]
+
+
+def test_a_closed_receiver_says_so_where_no_loop_runs() -> None:
+    """Before it asks for a loop to wait on."""
+    sender, receiver = oneshot[int]()
+    receiver.close()
+    with pytest.raises(ClosedEndError):
+        receiver.receive().send(None)
+    sender.close()

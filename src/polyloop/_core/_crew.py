@@ -297,7 +297,10 @@ class Member:
     def step(self, task: _Task) -> None:
         """Take one step of a task that this thread has."""
         self._hand.append(task)
-        self._run_some(self._hand, 1)
+        try:
+            self._run_some(self._hand, 1)
+        finally:
+            self._hand.clear()
 
     def _run_some(self, queue: deque[_Task], most: int) -> int:
         """Take up to ``most`` steps; how many."""
@@ -346,6 +349,7 @@ class Member:
                     task._park_on(result)
                 else:
                     self._suspended(task, result)
+                result = None  # not kept through the next step
         return most
 
     def _suspended(self, task: _Task, result: Any) -> None:

@@ -126,8 +126,8 @@ class MigratableTask[T](TaskHandle[T], Migrant):
 
     def cancelling(self) -> int:
         """How many cancellations were asked for that have not been undone; see ``asyncio.Task.cancelling``."""
-        port = here.port
-        if port is not None and port.stepping and running_migrant() is self:  # else it is being closed
+        port = self._port
+        if port is here.port and port.stepping and running_migrant() is self:  # else it is being closed, by anybody
             # Those who ask begin a block that may cancel this task, as asyncio.timeout does, perhaps at the next tick.
             self.attach()
             self._port.loop.call_soon(self._port.loop.call_soon, self.detach, context=self._port.context)

@@ -76,10 +76,8 @@ class OwnedTask[T](Completion[T]):
             self._shares_context = True
 
     def _label(self) -> str:
-        name = self._name
-        if name is None:
-            name = self._name = str(getattr(self._coro, "__qualname__", "task"))
-        return name
+        name = self._name  # not to be set here: another thread may be giving it one
+        return str(getattr(self._coro, "__qualname__", "task")) if name is None else name
 
     def _local_task(self) -> "asyncio.Task[T] | None":
         """The task, if it runs on the calling thread: ``_task`` is not for other threads.

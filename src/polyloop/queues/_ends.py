@@ -15,7 +15,7 @@ import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import ClassVar, Self, cast
+from typing import ClassVar, NoReturn, Self, SupportsIndex, cast
 
 from polyloop._core._errors import ChannelClosed, ClosedEndError, QueueEmpty
 from polyloop._core._parking import refuse_on_loop_thread
@@ -65,6 +65,12 @@ class End:
         senders, receivers = self._counts()
         state = "closed" if self.closed else "open"
         return f"<{type(self).__name__} at {id(self):#x} {state}, {senders} senders, {receivers} receivers>"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(
+            f"cannot copy or pickle {self!r}: an end of a channel belongs to its process and counts once; pass the end"
+            " itself, or clone it where it has clone()"
+        )
 
     def _counts(self) -> tuple[int, int]:
         """How many senders and receivers are open."""

@@ -7,8 +7,9 @@ decides. The value is received by whoever pops it.
 
 A sender enters the value, and finds the receiver's entry gone, or the receiver, which pops its entry and *then* the
 value, finds the value: it does not stay behind. A sender enters the value, *then* that it is over, and *then* looks at
-the line; a receiver enters the line and *then* looks for the value, and whether it is over. There is one line, since
-all who wait do so by way of the one receiver: each wake-up is for all of them, and the last.
+the line, as who closes the receiver does after popping its entry; who waits enters the line, *then* pops the value, and
+*then* reads what else there is. (The pop, which takes the dict's lock, is what orders the read.) There is one line,
+since all who wait do so by way of the one receiver: each wake-up is for all of them, and the last.
 """
 
 import sys
@@ -80,8 +81,9 @@ class OneshotSender[T](_ShotEnd):
             missed = _RECEIVER not in state and state.pop(_VALUE, NOTHING) is not NOTHING
         finally:
             state[_OVER] = True
-            if self._line:
-                self._wake_all()
+            line = self._line
+            while line:
+                wake_next(line)
         if missed:
             raise ChannelClosed(self._why_closed())
 
@@ -89,8 +91,7 @@ class OneshotSender[T](_ShotEnd):
         """Close this end without a value. Waits for nothing; closing again, or after a ``send``, does nothing."""
         if self._state.pop(_SENDER, False):
             self._state[_OVER] = False
-            if self._line:
-                self._wake_all()
+            self._wake_all()
 
     def _why_closed(self) -> str:
         return "the receiver is closed; nobody will receive this value"
@@ -99,7 +100,11 @@ class OneshotSender[T](_ShotEnd):
         return "a value was sent before; a oneshot takes one" if self._state.get(_OVER) else super()._why_refused()
 
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if _SENDER in self._state and not _finalizing():
+        try:
+            forgotten = _SENDER in self._state and not _finalizing()
+        except AttributeError:  # it could not be made
+            return
+        if forgotten:
             self._forgotten(_RECEIVER in self._state)
 
 
@@ -141,7 +146,8 @@ class OneshotReceiver[T](ItemReceiver[T], _ShotEnd):
 
     def __await__(self) -> Generator[Any, Any, T]:
         """``receive``."""
-        value = NOTHING if _SENDER in self._state else self._try_get()
+        state = self._state
+        value = NOTHING if _SENDER in state and _RECEIVER in state else self._try_get()
         while value is NOTHING:
             waiter = async_waiter()
             self._line.append(waiter)
@@ -176,7 +182,11 @@ class OneshotReceiver[T](ItemReceiver[T], _ShotEnd):
         return "the value was received before" if self._state.get(_OVER) else "the sender was closed without a value"
 
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if _RECEIVER in self._state and not _finalizing():
+        try:
+            forgotten = _RECEIVER in self._state and not _finalizing()
+        except AttributeError:
+            return
+        if forgotten:
             self.close()
 
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from polyloop._core import _prims
+from polyloop._core._context import here
 from polyloop._core._migrant import CHECKPOINT, MigratableTask
 from polyloop._core._parking import running_migrant
 
@@ -45,7 +46,7 @@ async def sleep[T](delay: float, result: T | None = None) -> T | None:
     .. versionadded:: 0.5
     """
     migrant = running_migrant()
-    if migrant is None:
+    if migrant is None or migrant._port is not here.port:  # the latter is being closed, by anybody, and cannot sleep
         return await asyncio.sleep(delay, result)
     if math.isnan(delay):
         raise ValueError("Invalid delay: NaN (not a number)")
