@@ -34,8 +34,6 @@ from polyloop.testing import Interleaving, explore
 #: Schedules in a test that is run all the time: all with one preemption where they are few. The stress test runs on.
 SCHEDULES = 300
 
-#: Known faults, and what is wrong.
-
 type Scenario = Callable[[Interleaving], None]
 
 

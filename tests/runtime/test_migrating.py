@@ -1088,14 +1088,13 @@ async def a_gather_passes_the_cancellation_on(start: Start, log: list[Any]) -> N
     log.append(await outcome(task))
 
 
-@scenario
-async def a_group_of_asyncio_fails(start: Start, log: list[Any]) -> None:
+async def _a_group_fails(start: Start, log: list[Any], new_group: Callable[[], Any]) -> None:
     async def fail() -> None:
         raise ValueError("child")
 
     async def body() -> None:
         try:
-            async with asyncio.TaskGroup() as group:
+            async with new_group() as group:
                 group.create_task(fail())
                 await asyncio.get_running_loop().create_future()
         except* ValueError as caught:
@@ -1104,24 +1103,16 @@ async def a_group_of_asyncio_fails(start: Start, log: list[Any]) -> None:
         await asyncio.sleep(0)
 
     log.append(await outcome(start(body())))
+
+
+@scenario
+async def a_group_of_asyncio_fails(start: Start, log: list[Any]) -> None:
+    await _a_group_fails(start, log, asyncio.TaskGroup)
 
 
 @scenario
 async def a_group_of_polyloop_fails(start: Start, log: list[Any]) -> None:
-    async def fail() -> None:
-        raise ValueError("child")
-
-    async def body() -> None:
-        try:
-            async with polyloop.TaskGroup() as group:
-                group.create_task(fail())
-                await asyncio.get_running_loop().create_future()
-        except* ValueError as caught:
-            log.append([str(exc) for exc in caught.exceptions])
-        log.append(me().cancelling())
-        await asyncio.sleep(0)
-
-    log.append(await outcome(start(body())))
+    await _a_group_fails(start, log, polyloop.TaskGroup)
 
 
 @scenario

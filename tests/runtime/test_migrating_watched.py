@@ -77,7 +77,7 @@ def test_a_task_of_asyncio_that_takes_its_first_step_there_is_named(watch: Watch
     with Runtime(loops=2) as runtime:
         runtime.spawn(main, migratable=True).result(PATIENCE)
     (message,) = watch.messages
-    assert "name='eager child'" in message
+    assert "polyloop: task 'eager child' has kept" in message
     assert "in crunch" in message
 
 

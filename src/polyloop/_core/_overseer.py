@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from polyloop._core import _prims
 from polyloop._core._balance import STUCK_NS
 from polyloop._core._ending import thread_stack
-from polyloop._core._parking import ThreadWaiter
+from polyloop._core._parking import Migrant, ThreadWaiter
 from polyloop._core._port import logger
 
 if TYPE_CHECKING:
@@ -106,15 +106,21 @@ class Overseer:
         return at_work
 
     def _name(self, worker: "Worker", stuck_ns: int) -> None:
-        # One that migrates, mostly; or a task of asyncio that took its first step in it, or what is called at its end.
         task: object = asyncio.current_task(worker.loop)
+        if isinstance(task, Migrant):
+            who = repr(task)
+        elif isinstance(task, asyncio.Task):  # it took its first step in one that migrates
+            who = f"task {task.get_name()!r}"  # best effort: no more is to be read of another thread's task
+        else:
+            who = "a callback"  # of a task that has ended
+        del task
         frames = thread_stack(worker.ident)
         ours = max((place for place, frame in enumerate(frames) if frame.startswith(_STEPPER)), default=-1)
         stack = "".join(f"\n    {frame}" for frame in frames[ours + 1 :])
         logger.warning(
             "polyloop: %s has kept %r for %.1f s without waiting for anything; others wait behind it. Put 'await"
             " polyloop.checkpoint()' into long loops, or give the work to polyloop.to_thread. It is at%s",
-            "a callback" if task is None else task,
+            who,
             worker.name,
             stuck_ns / 1e9,
             stack,

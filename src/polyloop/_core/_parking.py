@@ -107,8 +107,8 @@ _PASSED_ON: Final = "passed on"
 
 _modules = sys.modules
 _running_loop = asyncio._get_running_loop
-_any: Any = asyncio.current_task  # typed as if there were no other tasks than asyncio's own
-_current_task: "Callable[[asyncio.AbstractEventLoop], MigratableTask[Any] | None]" = _any
+_untyped: Any = asyncio.current_task  # typed as if there were no other tasks than asyncio's own
+_current_task: "Callable[[asyncio.AbstractEventLoop], MigratableTask[Any] | None]" = _untyped
 _TRIO = "trio"
 
 

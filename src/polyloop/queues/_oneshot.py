@@ -14,7 +14,7 @@ since all who wait do so by way of the one receiver: each wake-up is for all of 
 
 import sys
 from collections.abc import Callable, Generator
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from polyloop._core._errors import ChannelClosed
 from polyloop._core._parking import async_waiter
@@ -29,10 +29,20 @@ _OVER: Final = "over"  # whether a value was sent; there when nothing more will 
 
 
 class _ShotEnd(End):
+    """One of the two ends; open while the entry ``_mine`` is there."""
+
     __slots__ = ("_line", "_state")
 
-    _line: Crowd
-    _state: dict[str, Any]
+    _mine: ClassVar[str]
+
+    def __init__(self, state: dict[str, Any], line: Crowd) -> None:
+        self._state = state
+        self._line = line
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end was closed; a sender is by a ``send``, too."""
+        return self._mine not in self._state
 
     def _counts(self) -> tuple[int, int]:
         return int(_SENDER in self._state), int(_RECEIVER in self._state)
@@ -42,6 +52,14 @@ class _ShotEnd(End):
         line = self._line
         while line:
             wake_next(line)
+
+    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        try:
+            forgotten = self._mine in self._state and not _finalizing()
+        except AttributeError:  # it could not be made
+            return
+        if forgotten:
+            self._forgotten(missed=self._mine is _SENDER and _RECEIVER in self._state)
 
 
 class OneshotSender[T](_ShotEnd):
@@ -57,14 +75,7 @@ class OneshotSender[T](_ShotEnd):
 
     __slots__ = ()
 
-    def __init__(self, state: dict[str, Any], line: Crowd) -> None:
-        self._state = state
-        self._line = line
-
-    @property
-    def closed(self) -> bool:
-        """Whether a value was sent, or this end closed without one."""
-        return _SENDER not in self._state
+    _mine = _SENDER
 
     def send(self, value: T) -> None:
         """Send the value, and close this sender. Waits for nothing.
@@ -82,7 +93,7 @@ class OneshotSender[T](_ShotEnd):
         finally:
             state[_OVER] = True
             line = self._line
-            while line:
+            while line:  # _wake_all, without the call
                 wake_next(line)
         if missed:
             raise ChannelClosed(self._why_closed())
@@ -99,14 +110,6 @@ class OneshotSender[T](_ShotEnd):
     def _why_refused(self) -> str:
         return "a value was sent before; a oneshot takes one" if self._state.get(_OVER) else super()._why_refused()
 
-    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        try:
-            forgotten = _SENDER in self._state and not _finalizing()
-        except AttributeError:  # it could not be made
-            return
-        if forgotten:
-            self._forgotten(_RECEIVER in self._state)
-
 
 class OneshotReceiver[T](ItemReceiver[T], _ShotEnd):
     """The end of a ``oneshot`` that the value is received from: ``await receiver``, or ``receive`` and its kin.
@@ -122,18 +125,11 @@ class OneshotReceiver[T](ItemReceiver[T], _ShotEnd):
 
     __slots__ = ()
 
-    def __init__(self, state: dict[str, Any], line: Crowd) -> None:
-        self._state = state
-        self._line = line
+    _mine = _RECEIVER
 
     @property
     def _lines(self) -> tuple[Line, ...]:
         return (self._line,)
-
-    @property
-    def closed(self) -> bool:
-        """Whether this end was closed."""
-        return _RECEIVER not in self._state
 
     def close(self) -> None:
         """Close this end. Waits for nothing; closing again does nothing.
@@ -180,14 +176,6 @@ class OneshotReceiver[T](ItemReceiver[T], _ShotEnd):
 
     def _why_closed(self) -> str:
         return "the value was received before" if self._state.get(_OVER) else "the sender was closed without a value"
-
-    def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        try:
-            forgotten = _RECEIVER in self._state and not _finalizing()
-        except AttributeError:
-            return
-        if forgotten:
-            self.close()
 
 
 class oneshot[T](tuple[OneshotSender[T], OneshotReceiver[T]]):  # noqa: N801 - see channel
