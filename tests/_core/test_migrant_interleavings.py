@@ -29,6 +29,7 @@ from polyloop._core._errors import copy_exception
 from polyloop._core._migrant import CHECKPOINT, MigrantWaiter, MigratableTask
 from polyloop._core._overseer import Overseer
 from polyloop._core._worker import Worker
+from polyloop.queues import ChannelClosed, oneshot
 from polyloop.testing import Interleaving, explore
 
 #: Schedules in a test that is run all the time: all with one preemption where they are few. The stress test runs on.
@@ -1087,6 +1088,61 @@ def the_awaiter_of_a_task_is_cancelled_as_it_ends(it: Interleaving) -> None:
     it.check(lambda: expect(waiter.cancelled() or asked == [0], asked))
 
 
+def test_what_one_task_is_thrown_is_not_thrown_into_the_next() -> None:
+    """Several steps are taken in one go, each with what is its own."""
+    scene = Scene()
+
+    async def swallows() -> None:
+        try:
+            await scene.tasks[0].waiter()
+        except asyncio.CancelledError:
+            scene.log.append("cancelled")
+
+    async def goes_on() -> None:
+        await CHECKPOINT
+        scene.log.append("went on")
+
+    first = scene.parked(swallows())
+    scene.task(goes_on())
+    scene.task(goes_on())
+    first.cancel()
+    member = scene.left.crew_member
+    member.runnable.rotate(1)  # the cancelled one, which was queued last, is the first
+    assert member.runnable[0] is first
+    assert member._run_some(member.runnable, 8) == 5
+    assert scene.log == ["cancelled", "went on", "went on"]
+
+
+def one_of_two_tasks_that_await_a_oneshot_is_cancelled(it: Interleaving) -> None:
+    """Which is sent at that moment, from elsewhere: the other has the value, or hears that it is gone."""
+    scene = Scene()
+    sender, receiver = oneshot[int]()
+
+    async def body() -> None:
+        try:
+            scene.log.append(f"got {await receiver}")
+        except ChannelClosed:
+            scene.log.append("gone")
+        except asyncio.CancelledError:
+            scene.log.append("cancelled")
+
+    scene.parked(body())
+    doomed = scene.task(body())
+
+    def check() -> None:
+        scene.settle()
+        assert all(task.done() for task in scene.tasks)
+        # A cancellation may find it before it has begun.
+        assert sorted(scene.log) in (["cancelled", "got 1"], ["gone", "got 1"], ["got 1"])
+        assert not receiver._line
+        receiver.close()
+
+    it.thread(scene.left.work)
+    it.thread(sender.send, 1)
+    it.thread(doomed.cancel)
+    it.check(check)
+
+
 def a_task_gets_a_name_while_it_is_shown(it: Interleaving) -> None:
     """The name stays, whoever looks for the one that it had before."""
     scene = Scene()
@@ -1135,6 +1191,7 @@ SCENARIOS: list[Scenario] = [
     a_loop_of_asyncio_feeds_a_task_and_awaits_it,
     a_task_and_a_coroutine_get_from_one_queue,
     the_awaiter_of_a_task_is_cancelled_as_it_ends,
+    one_of_two_tasks_that_await_a_oneshot_is_cancelled,
     a_task_gets_a_name_while_it_is_shown,
 ]
 

@@ -12,6 +12,7 @@ from polyloop.queues import (
     ChannelClosed,
     ClosedEndError,
     Lagged,
+    OneshotReceiver,
     Receiver,
     Selected,
     Sender,
@@ -554,6 +555,110 @@ def given_up_while_it_is_sent(it: Interleaving) -> None:
     it.check(check)
 
 
+def one_of_two_who_wait_for_a_value_is_cancelled(it: Interleaving) -> None:
+    """Both are woken at once: who goes on has the value, or hears that it is gone."""
+    sender, receiver = oneshot[int]()
+    got: list[int] = []
+
+    async def take() -> None:
+        got.append(await receiver)
+
+    doomed = it.coroutine(attempting(take), name="doomed")
+    other = it.coroutine(attempting(receiver.receive), name="other")
+    it.thread(doomed.cancel)
+    it.thread(sender.send, 1)
+
+    def check() -> None:
+        assert (got, other.result()) in (([1], "ChannelClosed"), ([], 1))
+        assert not receiver._line
+
+    in_the_end(it, check, receiver)
+
+
+def the_receiver_is_closed_under_two_while_it_is_sent(it: Interleaving) -> None:
+    """Both hear of it, however they wait, and the value is received once, or not at all."""
+    sender, receiver = oneshot[int]()
+    thread = it.thread(attempt(receiver.sync.receive), name="thread")
+    task = it.coroutine(attempting(receiver.receive), name="task")
+    sending = it.thread(attempt(lambda: sender.send(1)), name="send")
+    it.thread(receiver.close)
+
+    def check() -> None:
+        found = [thread.result(), task.result()]
+        assert set(found) <= {1, "ClosedEndError", "ChannelClosed"}
+        assert found.count(1) <= 1
+        if sending.result() == "ChannelClosed":
+            assert found == ["ClosedEndError"] * 2
+        assert not receiver._line
+        assert "value" not in receiver._state
+
+    it.check(check)
+
+
+def the_receiver_is_closed_under_two(it: Interleaving) -> None:
+    """Nobody sends: both hear of the close all the same."""
+    sender, receiver = oneshot[int]()
+    _closed_under_two(it, receiver, receiver.close, "ClosedEndError", sender)
+
+
+def the_sender_is_closed_under_two(it: Interleaving) -> None:
+    """Both hear that nothing will come."""
+    sender, receiver = oneshot[int]()
+    _closed_under_two(it, receiver, sender.close, "ChannelClosed", sender)
+
+
+def _closed_under_two(
+    it: Interleaving, receiver: OneshotReceiver[int], close: Callable[[], None], told: str, sender: End
+) -> None:
+    thread = it.thread(attempt(receiver.sync.receive), name="thread")
+    task = it.coroutine(attempting(receiver.receive), name="task")
+    it.thread(close)
+
+    def check() -> None:
+        assert (thread.result(), task.result()) == (told, told)
+        assert not receiver._line
+
+    in_the_end(it, check, receiver, sender)
+
+
+def the_time_for_a_value_runs_out(it: Interleaving) -> None:
+    """It is received in time, or is there for whoever asks next."""
+    sender, receiver = oneshot[int]()
+    taker = it.thread(attempt(lambda: receiver.sync.receive(timeout=1)), name="taker")
+    it.thread(sender.send, 1)
+
+    def check() -> None:
+        if taker.result() != 1:
+            assert taker.result() == "QueueEmpty"
+            assert receiver.receive_nowait() == 1
+        assert not receiver._line
+
+    in_the_end(it, check, receiver)
+
+
+def two_select_from_a_value_and_a_queue(it: Interleaving) -> None:
+    """Each has one of the two."""
+    sender, receiver = oneshot[int]()
+    queue = Queue[int]()
+    thread = it.thread(attempt(lambda: chosen(receiver, queue).item), name="thread")
+    task = it.coroutine(attempting(lambda: choose(receiver, queue)), name="task")
+
+    def feed() -> None:
+        sender.send(1)
+        queue.put_nowait(2)
+
+    it.thread(feed)
+
+    def check() -> None:
+        selected = task.result()
+        assert isinstance(selected, Selected)
+        assert {thread.result(), selected.item} == {1, 2}
+        assert not receiver._line
+        assert not queue._getters
+
+    in_the_end(it, check, receiver)
+
+
 SCENARIOS: dict[str, Callable[[Interleaving], None]] = {
     fn.__name__.replace("_", " "): fn
     for fn in (
@@ -582,6 +687,12 @@ SCENARIOS: dict[str, Callable[[Interleaving], None]] = {
         a_predicate_is_waited_for,
         sent_once,
         given_up_while_it_is_sent,
+        one_of_two_who_wait_for_a_value_is_cancelled,
+        the_receiver_is_closed_under_two_while_it_is_sent,
+        the_receiver_is_closed_under_two,
+        the_sender_is_closed_under_two,
+        the_time_for_a_value_runs_out,
+        two_select_from_a_value_and_a_queue,
     )
 }
 

@@ -307,7 +307,7 @@ class Member:
         # Local names, and no calls: this is what a step costs.
         worker, loop = self.worker, self.loop
         enter, leave, waiter_type, checkpoint = _enter_task, _leave_task, MigrantWaiter, CHECKPOINT
-        throw: BaseException | None = None
+        throw: BaseException | None
         for count in range(most):
             try:
                 task = queue.popleft()
