@@ -191,7 +191,7 @@ class Scene:
 
     def task(self, body: Coroutine[Any, Any, object], on: Hand | None = None) -> MigratableTask[Any]:
         """A task that is queued, on the left unless said otherwise, and not begun."""
-        task = MigratableTask(body, self.crew, None, None)
+        task = MigratableTask(body)
         task._group = self.ends
         self.tasks.append(task)
         self.crew.start(task, self.left if on is None else on, stays=False)
@@ -221,7 +221,7 @@ class Scene:
         assert sorted(map(id, self.ends.ended)) == sorted(map(id, self.tasks))
         if log:
             assert " ".join(self.log) in log
-        assert not self.crew.live
+        assert not self.crew.tasks()
 
 
 class Spot:
@@ -808,7 +808,7 @@ def closed_on_the_right(it: Interleaving, cleanup: Callable[[], Coroutine[Any, A
         finally:
             await cleanup()
 
-    other = MigratableTask(waker(), scene.crew, None, None)
+    other = MigratableTask(waker())
     other._group = scene.ends
     scene.tasks.append(other)
     task = scene.parked(body())
@@ -878,7 +878,7 @@ def a_task_starts_while_the_crew_is_forsaken(it: Interleaving) -> None:
     async def body() -> None:
         await task.waiter()
 
-    task = MigratableTask(body(), scene.crew, None, None)
+    task = MigratableTask(body())
     task._group = scene.ends
     scene.tasks.append(task)
     for worker in scene.workers:
@@ -895,7 +895,7 @@ def the_crew_ends_while_a_task_starts(it: Interleaving) -> None:
     async def body() -> None:
         await task.waiter()
 
-    task = MigratableTask(body(), scene.crew, None, None)
+    task = MigratableTask(body())
     task._group = scene.ends
     scene.tasks.append(task)
 
@@ -1014,7 +1014,7 @@ def alone(body: Callable[[], Coroutine[Any, Any, Any]]) -> tuple[Sleeper, Migrat
     worker = Sleeper(0)
     crew = worker.crew
     assert crew is not None
-    task = MigratableTask(body(), crew, None, None)
+    task = MigratableTask(body())
     task._watched = True
     crew.start(task, worker, stays=False)
     return worker, task

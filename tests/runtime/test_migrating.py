@@ -38,7 +38,7 @@ def migrant[T](handle: TaskHandle[T]) -> MigratableTask[T]:
 
 def parked(handle: TaskHandle[Any]) -> None:
     """Wait until the task is suspended."""
-    until(lambda: migrant(handle)._idle)
+    until(lambda: migrant(handle)._token() is not None)
 
 
 def worker_of(handle: TaskHandle[Any]) -> Worker:

@@ -24,12 +24,12 @@ def migrant[T](handle: TaskHandle[T]) -> MigratableTask[T]:
 
 def parked(handle: TaskHandle[Any]) -> None:
     """Wait until the task is suspended."""
-    until(lambda: migrant(handle)._idle)
+    until(lambda: migrant(handle)._token() is not None)
 
 
 def begun(handle: TaskHandle[Any], fn: Callable[[], Coroutine[Any, Any, None]]) -> bool:
     """Whether the task is where it waits for ever, as far as it does."""
-    return fn in TURNING or bool(migrant(handle)._idle)
+    return fn in TURNING or migrant(handle)._token() is not None
 
 
 def spawn[T](runtime: Runtime, fn: Callable[[], Coroutine[Any, Any, T]], worker: int = 0) -> TaskHandle[T]:
@@ -433,7 +433,7 @@ def test_what_is_queued_goes_on_elsewhere() -> None:
         stopper = runtime.spawn(stop, on=worker, migratable=False)
         gate.wait_entered()
 
-        new = [MigratableTask(where(), runtime._crew, None, None) for _ in range(3)]
+        new = [MigratableTask(where()) for _ in range(3)]
         for task in new:
             runtime._crew.start(task, worker)
         bound = runtime.spawn(where, on=worker, migratable=True)

@@ -89,10 +89,15 @@ class Load:
 
     def start(self, rng: random.Random, depth: int) -> TaskHandle[None]:
         """Start a task, and keep its handle."""
-        coro = Guarded(self.task(random.Random(rng.getrandbits(32)), depth), self.clashes)
+        coro = self.coro(rng, depth)
         handle = self.runtime.submit(coro, migratable=True)
         self.handles.append(handle)
         return handle
+
+    def coro(self, rng: random.Random, depth: int) -> Coroutine[Any, Any, None]:
+        """A task to be: guarded, or as it is, which is what drivers step; Python itself complains then of a clash."""
+        coro = self.task(random.Random(rng.getrandbits(32)), depth)
+        return Guarded(coro, self.clashes) if rng.random() < 0.5 else coro
 
     async def task(self, rng: random.Random, depth: int) -> None:
         """Does a few things, and notes that it was left; of a cancellation it may take its time to make something."""
@@ -225,8 +230,7 @@ class Load:
         """Has children, which migrate too."""
         async with TaskGroup(migratable=True) as group:
             for _ in range(rng.randrange(1, 4)):
-                work = self.task(random.Random(rng.getrandbits(32)), depth - 1)
-                self.handles.append(group.create_task(Guarded(work, self.clashes)))
+                self.handles.append(group.create_task(self.coro(rng, depth - 1)))
 
     async def doomed(self, rng: random.Random, depth: int) -> None:
         """Cancels a task that it has started, once or twice."""

@@ -4,15 +4,18 @@
 (``_crew``).
 
 Theory. A suspended task waits for one thing, its *token*: a ``MigrantWaiter``, where it is parked on a primitive, or an
-asyncio future. The token lies in ``_idle``, and whoever takes it out of there goes on with the task, so a task is in
-one pair of hands at any time: suspended (the token lies there), queued (in one run queue), or being stepped. A waiter
-is taken out by whoever wakes it, or by a canceller; a future by the thread of its loop alone, when it is done; either
-by whoever closes the task. Everybody takes the token that he means, and no other: a waker may be late, and find one of
-a later wait.
+asyncio future. The token is a key of ``_waiters``, beside those who wait for the task: one dict is all that a task has
+to make. Whoever pops the token goes on with the task, so a task is in one pair of hands at any time: suspended (the
+token lies there), queued (in one run queue), or being stepped. A waiter is popped by whoever wakes it, or by a
+canceller; a future by the thread of its loop alone, when it is done; either by whoever closes the task. Everybody takes
+the token that he means, and no other: a waker may be late, and find one of a later wait.
 
 Why no wake-up is lost. Who suspends the task puts its token down and *then* looks whether it was woken, or cancelled,
 meanwhile; who wakes it says so, in the waiter or in the list of cancellations, and *then* looks for the token. Both use
-the same list, whose lock orders them (its methods are critical sections): one of the two sees the other.
+the same dict, whose lock orders them (see ``_completion``): one of the two sees the other.
+
+Who is alive. Each task that was started is in one set, ``_live``: of its group, or of its crew. Whoever takes it out of
+there completes it.
 
 What is bound to a loop. While it awaits an asyncio future, the task is resumed on that loop's thread. While something
 that it has left with the loop is pending, a timer or an asyncio task, it is *attached*, and goes on nowhere else; so is
@@ -25,7 +28,7 @@ import contextvars
 import sys
 from asyncio import base_tasks as _base_tasks
 from collections.abc import Coroutine, Generator
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 from polyloop._core._completion import LOOK, set_once
@@ -37,11 +40,15 @@ from polyloop._core._port import NOWHERE
 _enter_task: Any = asyncio._enter_task  # typed as if there were no other tasks than asyncio's own
 _leave_task: Any = asyncio._leave_task
 base_tasks: Any = _base_tasks
-_copy_context = contextvars.copy_context  # run for each task: a global is read faster than the attribute of a module
 
 if TYPE_CHECKING:
-    from polyloop._core._crew import Crew
+    from polyloop._core._crew import Brood
+    from polyloop._core._task import Group
     from polyloop._core._worker import Worker
+
+#: The values of tokens in ``_waiters``; of an awaited future, which may not be hashable, the key, with it for a value.
+_SUSPENDED: Final = "suspended"
+_AWAITS: Final = "awaits"
 
 
 class MigrantWaiter:
@@ -59,11 +66,8 @@ class MigrantWaiter:
         """Let the task go on. Any thread."""
         self.woken = True  # before the look for the token
         task = self.task
-        try:
-            task._idle.remove(self)
-        except ValueError:  # it is being stepped, or was cancelled
-            return True
-        task._enqueue()
+        if task._waiters.pop(self, None) is not None:  # else it is being stepped, or was cancelled
+            task._enqueue()
         return True
 
     __call__ = wake
@@ -96,31 +100,41 @@ class MigratableTask[T](TaskHandle[T], Migrant):
     .. versionadded:: 0.5
     """
 
-    _port: "Worker"  # pyright: ignore[reportIncompatibleVariableOverride] - where it runs, or ran last
+    # What is set for each task. All else is in the __dict__ that the bases have, which is made at need.
+    __slots__ = ("_context", "_coro", "_done", "_group", "_live", "_port", "_result", "_waiters")
+
+    _port: "Worker"  # pyright: ignore[reportIncompatibleVariableOverride] - where it is queued, runs, or ran last
+    _group: "Group | None"  # pyright: ignore[reportIncompatibleVariableOverride]
+    _live: "set[MigratableTask[Any]]"  # see the module's theory; set when it is started
+
     _home: "Worker | None" = None  # the only worker that may step it, while it is attached
     _attached = 0
+    _special = False  # whether one of what follows was ever set, so that a step looks closer; before it is queued
     _throw: BaseException | None = None  # the outcome of the future that it awaited
-    _news = False  # whether there ever was one of these: set before the task is queued
     _log: list[Any] | None = None  # messages of all cancellations; appended by any thread
     _delivered = 0  # how many of them the task has seen
     _uncancelled = 0
+    _driver: object = None  # what has taken its first step: to be kept (see ``_driver``)
 
     # Names that others look for in asyncio's tasks (anyio).
     _fut_waiter: "asyncio.Future[Any] | None" = None  # the future that it awaits; the thread of its loop
 
     def __init__(
-        self, coro: Coroutine[Any, Any, T], crew: "Crew", name: str | None, context: contextvars.Context | None
+        self, coro: Coroutine[Any, Any, T], name: str | None = None, context: contextvars.Context | None = None
     ) -> None:
-        # Not super().__init__(): see there.
-        self._waiters = {}
+        # Not super().__init__(): see there. (TaskGroup.create_task has these lines, too, for most tasks.)
+        self._waiters: dict[Any, Any] = {}
         self._coro = coro
-        self._crew = crew
-        self._idle: list[Any] = []  # its token, while it is suspended
-        self._context = _copy_context() if context is None else context
+        self._done = False
+        self._port = cast("Worker", NOWHERE)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._group = None
+        self._context = contextvars.copy_context() if context is None else context
         if name is not None:
             self._name = name
         if context is not None:
             self._shares_context = True
+        if type(coro) is not CoroutineType:  # a driver could not step it
+            self._special = True
 
     # For everybody
 
@@ -188,19 +202,16 @@ class MigratableTask[T](TaskHandle[T], Migrant):
 
     def _park_on(self, waiter: MigrantWaiter) -> None:
         """Suspend the task until its waiter is woken. Whoever has the task."""
-        idle = self._idle
-        idle.append(waiter)
-        if waiter.woken or (self._log is not None and self._is_cancel_due()):
-            try:
-                idle.remove(waiter)
-            except ValueError:  # whoever has it goes on
-                return
+        waiters = self._waiters
+        waiters[waiter] = _SUSPENDED
+        # Else whoever has it goes on.
+        if (waiter.woken or (self._special and self._is_cancel_due())) and waiters.pop(waiter, None) is not None:
             self._enqueue()
 
     def _await(self, future: "asyncio.Future[Any]") -> None:
         """Suspend the task until a future of this loop is done. The thread that has stepped it."""
         self._fut_waiter = future
-        self._idle.append(future)
+        self._waiters[_AWAITS] = future
         future.add_done_callback(self._future_done, context=self._port.context)
         if self._is_cancel_due():
             self._cancel_future(future)
@@ -212,11 +223,39 @@ class MigratableTask[T](TaskHandle[T], Migrant):
             home.crew_member.bind(self)
             return
         port: Any = here.port
-        crew = self._crew
+        crew = self._port.crew
         if port is not None and port.crew is crew:
             port.crew_member.take_in(self)
         else:
             crew.take_in(self)
+
+    def _token(self) -> Any:
+        """What it is suspended on: a ``MigrantWaiter`` or a future; ``None`` if it is not, at this moment."""
+        for key, value in self._waiters.copy().items():
+            if value is _SUSPENDED:
+                return key
+            if key is _AWAITS:
+                return value
+        return None
+
+    def _seize(self) -> bool:
+        """Take the task, if it is suspended, to close it. Any thread."""
+        token = self._token()
+        return self._waiters.pop(token if type(token) is MigrantWaiter else _AWAITS, None) is not None
+
+    # Steps
+
+    def _step(self) -> Any:
+        """Take one step of a task that is ``_special``; what it yields. In its context, whoever steps it."""
+        throw = self._take_cancel() if self._is_cancel_due() else self._throw
+        self._throw = None
+        context: Any = self._context
+        try:
+            if throw is None:
+                return context.run(self._coro.send, None)
+            return context.run(self._coro.throw, throw)
+        finally:
+            throw = None  # no cycle through its traceback
 
     # Cancellation
 
@@ -231,23 +270,22 @@ class MigratableTask[T](TaskHandle[T], Migrant):
         return None if self._log is None else self._log[self._delivered :] or None
 
     def _request_cancel(self, msg: Any) -> None:
-        self._news = True  # before the request is listed
+        self._special = True  # before the request is listed
         mine = [msg]
         log = self.__dict__.setdefault("_log", mine)
         if log is not mine:
             log.append(msg)
-        for token in self._idle.copy():  # after the request is listed; at most one
-            if type(token) is not MigrantWaiter:  # a future, which only its own thread may touch
-                self._port.post(self._cancel_future, token)
-                return
-            try:
-                self._idle.remove(token)
-            except ValueError:  # it was woken meanwhile, and looks before it waits again
-                return
-            if self._is_cancel_due():
-                self._enqueue()
-            else:  # it has seen the request already, and this is a later wait
-                self._park_on(token)
+        token = self._token()  # after the request is listed
+        if token is None:  # it looks before it waits again
+            return
+        if type(token) is not MigrantWaiter:  # a future, which only its own thread may touch
+            self._port.post(self._cancel_future, token)
+        elif self._waiters.pop(token, None) is None:  # it was woken meanwhile, and looks, too
+            return
+        elif self._is_cancel_due():
+            self._enqueue()
+        else:  # it has seen the request already, and this is a later wait
+            self._park_on(token)
 
     def cancel_for_good(self) -> None:
         """Cancel the task since its runtime ends: once, whoever says so; a second would cut its cleanup short."""
@@ -264,16 +302,14 @@ class MigratableTask[T](TaskHandle[T], Migrant):
 
     def _future_done(self, future: "asyncio.Future[Any]") -> None:
         """What it awaited is there. On the thread of that loop, as a callback of the future's."""
-        try:
-            self._idle.remove(future)
-        except ValueError:  # whoever has it closes the task
+        if self._waiters.pop(_AWAITS, None) is None:  # whoever has it closes the task
             return
         self._fut_waiter = None
         try:
             future.result()
         except BaseException as exc:
             self._throw = exc
-            self._news = True
+            self._special = True
         port = here.port
         assert port is not None
         port.stepping = True
@@ -307,39 +343,57 @@ class MigratableTask[T](TaskHandle[T], Migrant):
     # The end
 
     def _end(self, value: T) -> None:
-        """The coroutine has returned. The thread that has stepped it."""
-        crew = self._crew
+        """The coroutine has returned. The thread that has stepped it; ``Member._run_some`` has most of this, too."""
+        if self._is_cancel_due():
+            self._end_with(self._take_cancel())
+            return
         try:
-            crew.live.remove(self)  # atomic: whoever takes a task out of live completes it
+            self._live.remove(self)  # atomic: whoever takes a task out of there completes it
         except KeyError:  # forsaken: the runtime is over
             return
-        if value is not None:
-            self._result = value
+        self._result = value
         self._done = True  # as _publish does
-        waiters = self._waiters
-        waiters.pop(LOOK, None)
+        self._waiters.pop(LOOK, None)
+        self._tell()
+
+    def _brood(self) -> "Brood | None":
+        """Its group, if ``_live`` is that of the group."""
+        return None if self._live is self._port.crew.live else cast("Brood", self._group)
+
+    def _tell(self) -> None:
+        """It has ended well: tell those who wait for it, and those who count."""
+        crew = self._port.crew
         try:
-            if waiters:
+            if self._waiters:
                 self._wake_all()
         finally:
-            group = self._group
-            if group is not None:
-                group._child_ended(self)
+            brood = self._brood()
+            if brood is None:
+                if self._group is not None:
+                    self._group._child_ended(self)
+            elif not self._live:
+                brood._last_ended()
             if crew.ending:
-                crew.look_empty()
+                crew.gone(self)
 
     def _end_with(self, exc: BaseException) -> None:
         """The coroutine has raised; or it is closed, and this is why. The thread that has it."""
-        crew = self._crew
+        crew = self._port.crew
+        brood = self._brood()
+        if brood is not None:
+            brood._failed.append(self)  # before it is taken out: its group waits for what home has to be told
         try:
-            crew.live.remove(self)
+            self._live.remove(self)
         except KeyError:
+            if brood is not None:
+                brood._failed.remove(self)
+                brood._last_ended()
             return
         try:
             self._fail(exc)
         finally:
             if crew.ending:
-                crew.look_empty()
+                crew.gone(self)
 
     def _refuse(self, exc: BaseException) -> None:
         """Complete a task that nobody will step any more. Whoever has it."""
@@ -360,7 +414,7 @@ class MigratableTask[T](TaskHandle[T], Migrant):
                 asyncio._set_running_loop(loop)
             self._close_as_current(loop)
         except BaseException as exc:  # what its finally blocks raise, or a complaint that they wait
-            self._crew.report(self, exc)
+            self._port.crew.report(self, exc)
             with contextlib.suppress(BaseException):  # its context could not be entered
                 self._coro.close()
         finally:

@@ -52,6 +52,8 @@ class Worker(Port):
         stealing: Whether idle workers take unstarted tasks from each other.
     """
 
+    crew: Crew  # pyright: ignore[reportIncompatibleVariableOverride] - every worker has one
+
     def __init__(
         self,
         name: str,
@@ -106,7 +108,7 @@ class Worker(Port):
 
     def join(self, crew: Crew) -> None:
         """Share tasks that migrate with others. Before the loop runs."""
-        self.crew = crew
+        self.crew = crew  # pyright: ignore[reportIncompatibleVariableOverride]
         self.crew_member = member = Member(self, crew)
         self.runnable, self.bound = member.runnable, member.bound
 

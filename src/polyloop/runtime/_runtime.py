@@ -176,7 +176,7 @@ class Runtime(Life):
         if self._loop_factory is not None:
             coro.close()
             self.check_migratable(True)
-        return MigratableTask(coro, self._crew, name, context)
+        return MigratableTask(coro, name, context)
 
     def check_migratable(self, migratable: bool | None) -> bool:
         """Whether tasks migrate, given what their caller has said.

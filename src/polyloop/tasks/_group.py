@@ -8,6 +8,11 @@ A thread that adds a child adds it to ``_tasks`` and *then* reads the flags, whi
 the set, so that one of the two sees the other (``set.add`` and ``set.copy`` are critical sections of the set, which
 orders them). ``cancel`` and the entry meet in the same way: each sets its flag, copies the set, and reads the
 other's.
+
+Most children that migrate are in ``_migrants`` instead, to which all of this applies. Each ends by being taken out of
+there, by whoever completes it. About one that ends well there is nothing to decide, so home hears of it only when it
+was the last; one that ends badly is entered in ``_failed`` *before* it is taken out, so home waits until it has heard
+of that, too.
 """
 
 import asyncio
@@ -28,6 +33,9 @@ from polyloop.sync._capacity import CapacityLimiter
 from polyloop.tasks._group_home import GroupHome
 from polyloop.tasks._start import place
 from polyloop.tasks._turns import Waiting, WaitingHandle, WaitingMigrant
+
+_new: Any = object.__new__
+_copy_context = contextvars.copy_context  # run for each child: a global is read faster than the attribute of a module
 
 
 class TaskGroup(GroupHome):
@@ -106,23 +114,29 @@ class TaskGroup(GroupHome):
             # Most children that migrate: made on a worker, for an unlimited group that is open.
             if on is not None and (type(on) is not Worker or on.crew is not crew):
                 return self._create(coro, name, context, on, key, True)
-            task = MigratableTask(coro, crew, name, None)
+            task: MigratableTask[T] = _new(MigratableTask)  # the lines of its __init__, without the call
+            task._waiters = {}
+            task._coro = coro
+            task._done = False
+            task._context = _copy_context()
             task._group = self
-            self._tasks.add(task)
+            task._port = port if on is None else on
+            if name is not None:
+                task._name = name
+            if kind is not CoroutineType:
+                task._special = True
+            task._live = migrants = self._migrants
+            migrants.add(task)
             if self._crew is None:  # it is being left, or was aborted: that takes a closer look
-                self._tasks.discard(task)
-                self._home.post(self._look_again)
-                return self._create(coro, name, context, on, key, True)
+                return self._create_late(task, coro, name, on)
             if on is None:
-                task._port = port  # as Crew.start does, without a wake-up: this worker is awake
-                crew.live.add(task)
-                port.runnable.append(task)
+                port.runnable.append(task)  # as Crew.begin does, without a wake-up: this worker is awake
                 if crew.sleeping:
                     crew.overseer.call()
                 if crew.ending:
                     crew.start_late(task)
             else:
-                crew.start(task, on, True)
+                crew.begin(task, on, True)
             return task
         if port is not self._direct or on is not None or key is not None or port is None:
             return self._create(coro, name, context, on, key, False)
@@ -134,6 +148,18 @@ class TaskGroup(GroupHome):
             return handle
         finally:
             del handle  # no reference cycle through the traceback of an eager child's exception
+
+    def _create_late[T](
+        self, task: MigratableTask[T], coro: Coroutine[Any, Any, T], name: str | None, on: On | None
+    ) -> TaskHandle[T]:
+        """``create_task`` for a child that was added after home has set a flag."""
+        try:
+            self._migrants.remove(task)
+        except KeyError:  # the runtime has ended meanwhile, and has completed it
+            coro.close()
+            return task
+        self._last_ended()
+        return self._create(coro, name, None, on, None, True)
 
     def _create[T](
         self,
@@ -180,9 +206,11 @@ class TaskGroup(GroupHome):
             except ValueError:
                 coro.close()
                 raise
-            if self._turns is None:
-                return MigratableTask(coro, runtime._crew, name, context)
-            return WaitingMigrant(coro, runtime._crew, name, context)
+            if self._turns is not None:
+                return WaitingMigrant(coro, name, context)
+            if self._home is here.port:
+                self._meet_crew()  # for the next
+            return MigratableTask(coro, name, context)
         return (TaskHandle if self._turns is None else WaitingHandle)(coro, name, context)
 
     def start_soon[*Ts](
@@ -261,7 +289,7 @@ class TaskGroup(GroupHome):
     def _why_closed(self) -> str | None:
         if not self._entered:
             return "has not been entered"
-        if self._finished or (self._exiting and not self._tasks):
+        if self._finished or (self._exiting and not self._has_children()):
             return "is finished"
         return "is shutting down" if self._aborting else None
 

@@ -1,6 +1,8 @@
 """The half of a ``TaskGroup`` that lives at home: entry, the ends of children, the exit. asyncio's rules."""
 
 import asyncio
+import contextlib
+from collections import deque
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +26,8 @@ class GroupHome:
         self._limit = checked_limit(limit)
         self._migratable = migratable  # what was said; the next is what follows from it
         self._children_migrate = False
-        self._crew: Crew | None = None  # of the runtime, unless the children have to wait for their turn
+        # Of the runtime, while children that migrate are made without a second look. Written at home.
+        self._crew: Crew | None = None
         self._pinned: MigratableTask[Any] | None = None  # the parent, if it is one: it stays at home
         self._turns: Turns | None = None  # of the children of a limited group; made on entry
         # Home, while a child created there starts there: no other loop to choose, nothing to refuse. Written at home.
@@ -38,7 +41,10 @@ class GroupHome:
         self._runtime: Runtime | None = None
         self._parent: asyncio.Task[Any] | None = None
         self._parent_cancel_requested = False
-        self._tasks: set[TaskHandle[Any]] = set()  # added to by any thread, all else at home
+        # The children are in one of these. Added to by any thread; all else is done at home, but for ``_migrants``.
+        self._tasks: set[TaskHandle[Any]] = set()
+        self._migrants: set[MigratableTask[Any]] = set()
+        self._failed: deque[MigratableTask[Any]] = deque()  # see ``Brood``
         self._aborted: set[TaskHandle[Any]] | None = None  # the children that _abort has cancelled
         self._cancelled: BaseException | None = None  # the cancellation of the block that goes on outside
         self._last_cancelled: BaseException | None = None  # the last one that came while the group was waiting
@@ -48,8 +54,8 @@ class GroupHome:
 
     def __repr__(self) -> str:
         info = [""]
-        if self._tasks:
-            info.append(f"tasks={len(self._tasks)}")
+        if self._has_children():
+            info.append(f"tasks={len(self._tasks) + len(self._migrants) + len(self._failed)}")
         if self._errors:
             info.append(f"errors={len(self._errors)}")
         if self._aborting:
@@ -57,6 +63,9 @@ class GroupHome:
         elif self._entered:
             info.append("entered")
         return f"<TaskGroup{' '.join(info)}>"
+
+    def _has_children(self) -> bool:
+        return bool(self._tasks or self._migrants or self._failed)
 
     def _child_ended(self, handle: TaskHandle[Any]) -> None:
         """A child is done. On whatever thread completed it; the rest happens at home."""
@@ -66,12 +75,31 @@ class GroupHome:
             return
         tasks = self._tasks
         tasks.discard(handle)
+        if self._failed:
+            with contextlib.suppress(ValueError):
+                self._failed.remove(handle)  # type: ignore[arg-type] # it may be another child
         if self._turns is not None:
             self._turns.ended(handle)
         if not tasks and self._all_ended is not None:
             self._look_again()
         if handle._exception is not None and not handle._cancelled:
             self._child_failed(handle)
+
+    def _last_ended(self) -> None:
+        """No child is left in ``_migrants``, for the moment. On whatever thread has found that."""
+        if self._home is here.port:
+            self._look_again()
+        else:  # whether home waits cannot be seen from here
+            self._home.post(self._look_again)
+
+    def _meet_crew(self) -> None:
+        """Let children that migrate be made without a second look, unless they have to wait for their turn. At home."""
+        runtime = self._runtime
+        if runtime is None or runtime._loop_factory is not None or self._limit is not None:
+            return
+        if not self._exiting and not self._aborting:
+            self._crew = runtime._crew
+            self._crew.broods.add(self)
 
     async def __aenter__(self) -> Self:
         if self._entered:
@@ -83,12 +111,13 @@ class GroupHome:
             raise RuntimeError(f"TaskGroup {self!r} cannot determine the parent task")
         if self._runtime is not None and self._migratable is not False:
             self._children_migrate = self._runtime.check_migratable(self._migratable)
-            self._crew = self._runtime._crew if self._limit is None and self._runtime._loop_factory is None else None
         self._pinned = pin()
         if self._limit is not None:
             self._turns = Turns(self._limit, self._home, self._runtime)
         elif self._runtime is None or self._runtime._solo is self._home:
             self._direct = self._home
+        if self._children_migrate:
+            self._meet_crew()
         self._entered = True
         self._tasks.copy()  # for its critical section: see the module's theory
         if self._cancel_on_entry:
@@ -105,6 +134,8 @@ class GroupHome:
             # Exceptions keep frames alive, and those this group: break the cycles.
             if self._pinned is not None:
                 self._pinned.detach()
+            if self._runtime is not None:
+                self._runtime._crew.broods.discard(self)
             self._parent = self._aborted = self._pinned = None
             self._errors = []
             self._base_error = self._cancelled = self._last_cancelled = None
@@ -140,7 +171,7 @@ class GroupHome:
         """Wait until no child is left; note the cancellations of the parent that come meanwhile."""
         while True:
             # A loop, because the parent may be cancelled several times while it waits.
-            while self._tasks:
+            while self._has_children():
                 self._all_ended = self._home.loop.create_future()
                 try:
                     await self._all_ended
@@ -151,7 +182,8 @@ class GroupHome:
                         self._abort()
                 self._all_ended = None
             self._finished = True
-            if not self._tasks.copy():  # a copy, for its critical section: see the module's theory
+            # Copies, for their critical sections: see the module's theory. Who fails is in ``_failed`` before he goes.
+            if not (self._tasks.copy() or self._migrants.copy() or self._failed):
                 return
             self._finished = False
 
@@ -199,11 +231,11 @@ class GroupHome:
 
     def _look_again(self) -> None:
         waiting = self._all_ended
-        if waiting is not None and not self._tasks and not waiting.done():
+        if waiting is not None and not self._has_children() and not waiting.done():
             waiting.set_result(None)
 
     def _cancel_here(self) -> None:
-        if self._aborting or (self._exiting and not self._tasks):
+        if self._aborting or (self._exiting and not self._has_children()):
             return
         self._abort()
         if not self._parent_cancel_requested:
@@ -220,7 +252,7 @@ class GroupHome:
         self._direct = self._crew = None
         if self._turns is not None:
             self._turns.close()
-        self._aborted = self._tasks.copy()
+        self._aborted = self._tasks.copy() | self._migrants.copy()
         for child in self._aborted:
             child.cancel()
 

@@ -56,5 +56,5 @@ class _Starter:
     def _waiting(self, coro: Coroutine[Any, Any, Any]) -> Waiting[Any]:
         runtime = self._runtime
         if runtime is not None and runtime.check_migratable(None):
-            return WaitingMigrant(coro, runtime._crew, None, None)
+            return WaitingMigrant(coro)
         return WaitingHandle(coro)
