@@ -433,6 +433,82 @@ async def a_cancelled_gather_cancels_all_that_run(w: World) -> None:
         w.note(outer.cancelled(), outer.cancelling(), handle.cancelled())
 
 
+# gather of nothing but coroutines, which tasks that migrate do in one go
+
+
+@scenario
+async def gather_of_coroutines(w: World) -> None:
+    await w.outcome(w.gather(*(value(n) for n in range(20))))
+    await w.outcome(w.gather(*(value(None) for _ in range(3))))
+
+    async def at_once(result: Any) -> Any:
+        return result
+
+    await w.outcome(w.gather(*(at_once(n if n % 2 else None) for n in range(20))))
+    await w.outcome(w.gather(*(w.gather(value(n), value(-n)) for n in range(3))))
+
+
+@scenario
+async def gather_of_coroutines_that_fail(w: World) -> None:
+    await w.outcome(w.gather(*(failing(KeyError(n)) if n else value(n) for n in range(2))))
+    found = await w.gather(failing(ValueError(1)), value(2), failing(OSError(3, "x")), return_exceptions=True)
+    w.note([describe(one) if isinstance(one, BaseException) else one for one in found])
+
+
+@scenario
+async def gather_of_coroutines_that_end_cancelled(w: World) -> None:
+    async def cancels_itself(msg: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel(msg)
+        await asyncio.sleep(0)
+
+    found = await w.gather(value(1), cancels_itself("me"), return_exceptions=True)
+    w.note(found[0], type(found[1]).__name__)
+    outcome = await w.outcome(w.gather(cancels_itself("only me"), value(1)))
+    w.note(type(outcome).__name__)
+    w.note_me("me")
+
+
+@scenario
+async def a_cancelled_gather_of_coroutines(w: World) -> None:
+    for return_exceptions in (False, True):
+        for then in (None, lambda: "swallowed", raise_value_error):
+            sleepers = [Sleeper(w, "sleeper", then) for _ in range(3)]
+            gathering = w.gather(*(sleeper() for sleeper in sleepers), return_exceptions=return_exceptions)
+
+            async def awaiting(gathering: Any = gathering) -> Any:
+                return await gathering
+
+            outer = asyncio.create_task(awaiting())
+            for sleeper in sleepers:
+                await sleeper.started.wait()
+            await asyncio.sleep(0)
+            w.note(outer.cancel("all of you"))
+            await w.outcome(outer)
+            for sleeper in sleepers:
+                await sleeper.ended.wait()
+            await w.outcome(gathering)
+            w.note(gathering.done(), gathering.cancelled(), gathering.cancel(), outer.cancelled())
+
+
+@scenario
+async def a_gather_that_has_failed_is_not_cancelled(w: World) -> None:
+    go, ended = Event(), Event()
+
+    async def slow() -> None:
+        await go.wait()
+        w.note_me("slow")
+        ended.set()
+
+    gathering = w.gather(failing(ValueError("first")), slow())
+    await w.outcome(gathering)
+    w.note(gathering.cancel("late"))
+    go.set()
+    await ended.wait()
+    await w.outcome(gathering)
+
+
 # TaskGroup
 
 

@@ -91,5 +91,7 @@ def polyloop_worlds() -> dict[str, World]:
         "one loop": lambda main: polyloop.run(main, loops=1),
         "elsewhere": lambda main: polyloop.run(main, loops=2, placement=Elsewhere()),
         "guest": _as_guest,
+        "migrating, one loop": lambda main: polyloop.run(main, loops=1, migratable=True),
+        "migrating": lambda main: polyloop.run(main, loops=2, migratable=True),
     }
     return {name: World(run, polyloop.TaskGroup, polyloop.gather, _submit) for name, run in runs.items()}

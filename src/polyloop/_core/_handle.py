@@ -213,5 +213,5 @@ class TaskHandle[T](OwnedTask[T]):
             del self, passed_on  # as in _outcome
 
     def _make_cancelled_error(self) -> BaseException:
-        """For asyncio.gather: the exception of a cancelled task."""
-        return self._exception_for_me() or asyncio.CancelledError()
+        """For asyncio.gather: the exception of a cancelled task, or of its own cancellation, with this one the last."""
+        return (self._exception_for_me() if self._cancelled else None) or asyncio.CancelledError()

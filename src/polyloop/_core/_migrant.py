@@ -27,7 +27,7 @@ import contextlib
 import contextvars
 import sys
 from asyncio import base_tasks as _base_tasks
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine, Generator, Iterable
 from types import CoroutineType, FrameType
 from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
@@ -37,6 +37,8 @@ from polyloop._core._handle import TaskHandle
 from polyloop._core._parking import Migrant, running_migrant
 from polyloop._core._port import NOWHERE
 
+_new: Any = object.__new__
+_copy_context = contextvars.copy_context  # run for each task: a global is read faster than the attribute of a module
 _enter_task: Any = asyncio._enter_task  # typed as if there were no other tasks than asyncio's own
 _leave_task: Any = asyncio._leave_task
 base_tasks: Any = _base_tasks
@@ -128,7 +130,7 @@ class MigratableTask[T](TaskHandle[T], Migrant):
         self._done = False
         self._port = cast("Worker", NOWHERE)  # pyright: ignore[reportIncompatibleVariableOverride]
         self._group = None
-        self._context = contextvars.copy_context() if context is None else context
+        self._context = _copy_context() if context is None else context
         if name is not None:
             self._name = name
         if context is not None:
@@ -434,3 +436,21 @@ class MigratableTask[T](TaskHandle[T], Migrant):
 
     def _drop(self) -> None:
         self._coro.close()
+
+
+def new_tasks(
+    coros: Iterable[Coroutine[Any, Any, Any]], group: "Group", live: set[MigratableTask[Any]], port: "Worker"
+) -> list[MigratableTask[Any]]:
+    """Tasks of native coroutines, to be entered into ``live``, a set of ``group``, and then queued on ``port``."""
+    tasks: list[MigratableTask[Any]] = []
+    for coro in coros:
+        task: MigratableTask[Any] = _new(MigratableTask)  # the lines of its __init__, without the call
+        task._waiters = {}
+        task._coro = coro
+        task._done = False
+        task._context = _copy_context()
+        task._group = group
+        task._port = port
+        task._live = live
+        tasks.append(task)
+    return tasks

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, Literal, overload
 
 from polyloop._core._handle import TaskHandle
+from polyloop.tasks._gathering import gather_migrants
 from polyloop.tasks._progress import ProgressHook, watch
 from polyloop.tasks._spread import spread
 
@@ -51,6 +52,10 @@ def gather(
     .. versionadded:: 0.1
     .. versionchanged:: 0.3 ``limit`` and ``progress``.
     """
+    if limit is None and progress is None and asyncio._get_running_loop() is not None:
+        gathering = gather_migrants(aws, return_exceptions)
+        if gathering is not None:
+            return gathering
     futures = spread(aws, limit)
     if progress is not None:
         watch(progress, futures.values())
