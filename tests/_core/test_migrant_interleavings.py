@@ -25,6 +25,7 @@ from polyloop import Lock, Queue, RuntimeClosedError, pinned, sleep
 from polyloop._core import _crew, _prims
 from polyloop._core._context import here
 from polyloop._core._crew import Crew
+from polyloop._core._driver import new_driver
 from polyloop._core._errors import copy_exception
 from polyloop._core._migrant import CHECKPOINT, MigrantWaiter, MigratableTask
 from polyloop._core._overseer import Overseer
@@ -78,6 +79,13 @@ class HandLoop:
     def get_debug(self) -> bool:
         return False
 
+    def is_closed(self) -> bool:
+        return False
+
+    def create_future(self) -> "asyncio.Future[Any]":
+        loop: Any = self
+        return asyncio.Future(loop=loop)
+
     def call_later(self, delay: float, callback: Callable[[], object], *, context: contextvars.Context) -> Any:
         """A timer that goes off when ``ring`` is called, and is its own handle."""
         running: object = asyncio._get_running_loop()
@@ -119,6 +127,10 @@ class Hand(Worker):
     def future(self) -> "asyncio.Future[None]":
         """A future of this worker's loop."""
         return asyncio.Future(loop=self.loop)
+
+    def drive(self) -> None:
+        """Let a driver take the next step, as after several that have ended their tasks."""
+        self.crew_member._drive = new_driver()
 
     @contextlib.contextmanager
     def held(self) -> Generator[None]:
@@ -185,6 +197,7 @@ class Scene:
             worker.join(self.crew)
             worker.crew_member.loop = worker.loop
             worker.crew_member.pace.step_ns = 1e12  # worth stealing, each of them
+            worker.drive()
         self.ends = Ends()
         self.tasks: list[MigratableTask[Any]] = []
         self.log: list[str] = []

@@ -301,6 +301,7 @@ def test_an_acceptor_that_fails_is_heard_of(reuse_port: bool, caplog: pytest.Log
         server = runtime.run(start_server(answer, "127.0.0.1", 0, reuse_port=reuse_port))
         where = address(server)
         forever = waiter.spawn(server.serve_forever)
+        waiter.spawn(asyncio.sleep, 0).result(30)  # that has begun
         with plain(where) as sock:
             assert fate(sock) == "answered"
             assert not server._failed.done()

@@ -31,31 +31,18 @@ from polyloop._core._completion import LOOK, Completion
 from polyloop._core._driver import DRIVER_CODE, ENDED, Ended, new_driver
 from polyloop._core._ending import Stuck, task_stack
 from polyloop._core._errors import ForeignLoopError, copy_exception
-from polyloop._core._migrant import CHECKPOINT, MigrantWaiter, MigratableTask
+from polyloop._core._migrant import CHECKPOINT, MigrantWaiter, MigratableTask, swap_task
 from polyloop._core._overseer import Overseer
 from polyloop._core._port import logger
 
 if TYPE_CHECKING:
+    from polyloop._core._port import Port
     from polyloop._core._worker import Worker
 
 _clock = _prims.monotonic_ns
 
 type _Task = MigratableTask[Any]
 
-
-def _swap_by_turns(loop: asyncio.AbstractEventLoop, task: object) -> None:
-    current: Any = asyncio.current_task(loop)
-    if current is not None:
-        asyncio._leave_task(loop, current)
-    if task is not None:
-        new: Any = task  # typed as if there were no other tasks than asyncio's own
-        asyncio._enter_task(loop, new)
-
-
-#: Makes a task, or ``None``, the current one of a loop. One call instead of two, where asyncio has it (3.12 to 3.15).
-_swap_task: Callable[[asyncio.AbstractEventLoop, object], object] = getattr(
-    asyncio.tasks, "_swap_current_task", _swap_by_turns
-)
 
 #: How many steps in a row have to end their tasks before the next is taken by a driver.
 _ENDS_TO_DRIVE = 4
@@ -68,7 +55,12 @@ class Brood(Protocol):
     """A group, as its children see it."""
 
     _migrants: set[_Task]  #: those of them that end by being taken out of here, by any thread
-    _failed: deque[_Task]  #: of these, who has ended badly, and home has not heard of it: the group waits for them
+    _away: deque[_Task]  #: of these, who is about to leave: the group waits for them, too
+
+    @property
+    def _home(self) -> "Port":
+        """Where the group waits."""
+        ...
 
     def _child_ended(self, handle: Any, /) -> None:
         """A child is done that is not of ``_migrants``, or has ended badly. On the thread that completed it."""
@@ -370,10 +362,12 @@ class Member:
     def _run_some(self, queue: deque[_Task], most: int) -> int:
         """Take up to ``most`` steps; how many."""
         # Local names, and no calls: this is what a step costs.
-        loop, crew, pop = self.loop, self.crew, queue.popleft
-        strays, swap, look = crew.live, _swap_task, LOOK
+        worker, loop, crew, pop = self.worker, self.loop, self.crew, queue.popleft
+        swap, look = swap_task, LOOK
         waiter_type, checkpoint, ended, nothing = MigrantWaiter, CHECKPOINT, Ended, ENDED
         drive, ends = self._drive, self._ends
+        at_home: object = None  # the set of children whose group is here
+        group: Any
         try:
             for count in range(most):
                 try:
@@ -402,11 +396,19 @@ class Member:
                     self._raised(task, exc)
                     continue
                 if result is nothing or type(result) is ended:
+                    # What follows is what _end does, for a child of a group that waits here.
                     if task._special:  # perhaps it was cancelled
                         swap(loop, None)
                         task._end(result.value)
                         continue
-                    live = task._live  # from here on, the lines of _end
+                    live = task._live
+                    if live is not at_home:
+                        group = task._group
+                        if live is crew.live or group._home is not worker:
+                            swap(loop, None)
+                            task._end(result.value)
+                            continue
+                        at_home = live
                     try:
                         live.remove(task)
                     except KeyError:
@@ -415,9 +417,9 @@ class Member:
                     task._done = True
                     waiters = task._waiters
                     waiters.pop(look, None)
-                    if waiters or not live or live is strays or crew.ending:
+                    if waiters or not live or crew.ending:
                         swap(loop, None)
-                        task._tell()
+                        task._tell(away=False)
                     continue
                 ends = 0
                 if drive is not None and not special:

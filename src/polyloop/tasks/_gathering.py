@@ -47,7 +47,7 @@ class Gathering(asyncio.Future[list[Any]]):
         self._return_exceptions = return_exceptions
         self._children: list[MigratableTask[Any]] = []
         self._migrants: set[MigratableTask[Any]] = set()  # see ``Brood``, also for the next
-        self._failed: deque[MigratableTask[Any]] = deque()
+        self._away: deque[MigratableTask[Any]] = deque()
         self._has_failed = False
         self._was_cancelled = False  # and that has reached a child
         self._message: tuple[Any, ...] = ()  # of the cancellation that the last of the children has passed on
@@ -79,7 +79,7 @@ class Gathering(asyncio.Future[list[Any]]):
         if home is not here.port:
             home.post(partial(self._child_ended, child))
             return
-        self._failed.remove(child)
+        self._away.remove(child)
         self._has_failed = True
         exc = _exception_of(child)
         if isinstance(exc, asyncio.CancelledError):
@@ -96,7 +96,7 @@ class Gathering(asyncio.Future[list[Any]]):
             self._home.post(self._look)
 
     def _look(self) -> None:
-        if self._migrants or self._failed:
+        if self._migrants or self._away:
             return
         self._home.crew.broods.discard(self)
         children, self._children = self._children, []  # which hold this

@@ -11,8 +11,8 @@ other's.
 
 Most children that migrate are in ``_migrants`` instead, to which all of this applies. Each ends by being taken out of
 there, by whoever completes it. About one that ends well there is nothing to decide, so home hears of it only when it
-was the last; one that ends badly is entered in ``_failed`` *before* it is taken out, so home waits until it has heard
-of that, too.
+was the last. One that ends elsewhere, or badly, is in ``_away`` from *before* it is taken out until it is done, and
+home has heard of what is bad: so nobody leaves the group, and finds that a child is not done.
 """
 
 import asyncio

@@ -44,7 +44,7 @@ class GroupHome:
         # The children are in one of these. Added to by any thread; all else is done at home, but for ``_migrants``.
         self._tasks: set[TaskHandle[Any]] = set()
         self._migrants: set[MigratableTask[Any]] = set()
-        self._failed: deque[MigratableTask[Any]] = deque()  # see ``Brood``
+        self._away: deque[MigratableTask[Any]] = deque()  # see ``Brood``
         self._aborted: set[TaskHandle[Any]] | None = None  # the children that _abort has cancelled
         self._cancelled: BaseException | None = None  # the cancellation of the block that goes on outside
         self._last_cancelled: BaseException | None = None  # the last one that came while the group was waiting
@@ -55,7 +55,7 @@ class GroupHome:
     def __repr__(self) -> str:
         info = [""]
         if self._has_children():
-            info.append(f"tasks={len(self._tasks) + len(self._migrants) + len(self._failed)}")
+            info.append(f"tasks={len(self._tasks) + len(self._migrants) + len(self._away)}")
         if self._errors:
             info.append(f"errors={len(self._errors)}")
         if self._aborting:
@@ -65,7 +65,7 @@ class GroupHome:
         return f"<TaskGroup{' '.join(info)}>"
 
     def _has_children(self) -> bool:
-        return bool(self._tasks or self._migrants or self._failed)
+        return bool(self._tasks or self._migrants or self._away)
 
     def _child_ended(self, handle: TaskHandle[Any]) -> None:
         """A child is done. On whatever thread completed it; the rest happens at home."""
@@ -75,9 +75,9 @@ class GroupHome:
             return
         tasks = self._tasks
         tasks.discard(handle)
-        if self._failed:
+        if self._away:
             with contextlib.suppress(ValueError):
-                self._failed.remove(handle)  # type: ignore[arg-type] # it may be another child
+                self._away.remove(handle)  # type: ignore[arg-type] # it may be another child
         if self._turns is not None:
             self._turns.ended(handle)
         if not tasks and self._all_ended is not None:
@@ -182,8 +182,8 @@ class GroupHome:
                         self._abort()
                 self._all_ended = None
             self._finished = True
-            # Copies, for their critical sections: see the module's theory. Who fails is in ``_failed`` before he goes.
-            if not (self._tasks.copy() or self._migrants.copy() or self._failed):
+            # Copies, for their critical sections: see the module's theory. In ``_away`` they are before they go.
+            if not (self._tasks.copy() or self._migrants.copy() or self._away):
                 return
             self._finished = False
 
