@@ -392,11 +392,11 @@ class Member:
                     continue
                 except BaseException as exc:
                     swap(loop, None)
-                    drive, ends = None, 0  # it is spent
+                    drive, ends = None, 0  # spent, if it was used
                     self._raised(task, exc)
                     continue
                 if result is nothing or type(result) is ended:
-                    # What follows is what _end does, for a child of a group that waits here.
+                    # What follows is what _end does, for a task without a group, or whose group waits here.
                     if task._special:  # perhaps it was cancelled
                         swap(loop, None)
                         task._end(result.value)
@@ -404,11 +404,12 @@ class Member:
                     live = task._live
                     if live is not at_home:
                         group = task._group
-                        if live is crew.live or group._home is not worker:
-                            swap(loop, None)
-                            task._end(result.value)
-                            continue
-                        at_home = live
+                        if group is not None:
+                            if live is crew.live or group._home is not worker:
+                                swap(loop, None)
+                                task._end(result.value)
+                                continue
+                            at_home = live
                     try:
                         live.remove(task)
                     except KeyError:
@@ -433,6 +434,9 @@ class Member:
                     self._suspended(task, result)
                 result = None  # not kept through the next step
             return most
+        except BaseException:
+            drive = None  # a signal handler's, perhaps, and it may be in the middle of a coroutine
+            raise
         finally:
             swap(loop, None)
             self._drive, self._ends = drive, ends
