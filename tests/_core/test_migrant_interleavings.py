@@ -992,6 +992,36 @@ def a_task_is_woken_while_the_crew_is_forsaken(it: Interleaving) -> None:
     it.check(lambda: scene.check(""))
 
 
+def the_crew_is_forsaken_as_a_task_suspends(it: Interleaving) -> None:
+    """On a thread that was taken for stuck, while somebody waits for the task: he is woken, and it is not.
+
+    First it parks, then it awaits a future of the loop.
+    """
+    scene = Scene()
+    told: list[object] = []
+
+    async def body() -> None:
+        await CHECKPOINT
+        await task.waiter()
+
+    async def with_future() -> None:
+        await CHECKPOINT
+        await scene.left.future()
+
+    task = scene.task(body())
+    other = scene.task(with_future())
+    for each in (task, other):
+        each._add_waiter(partial(told.append, each))
+
+    def check() -> None:
+        scene.check("")
+        assert told in ([task, other], [other, task])
+
+    it.thread(scene.left.work)
+    it.thread(scene.crew.forsake, refusal())
+    it.check(check)
+
+
 # With the loops of others
 
 
@@ -1201,6 +1231,7 @@ SCENARIOS: list[Scenario] = [
     two_workers_end_the_crew,
     the_last_two_tasks_end_at_once,
     a_task_is_woken_while_the_crew_is_forsaken,
+    the_crew_is_forsaken_as_a_task_suspends,
     a_loop_of_asyncio_feeds_a_task_and_awaits_it,
     a_task_and_a_coroutine_get_from_one_queue,
     the_awaiter_of_a_task_is_cancelled_as_it_ends,

@@ -1,6 +1,7 @@
 """A task that migrates and never waits is named in the log, with its stack, whatever it is that it runs."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Iterator
@@ -63,6 +64,35 @@ def test_a_task_that_never_waits_is_named_once(watch: Watch, loops: int) -> None
     assert "test_migrating_watched.py" in stack.splitlines()[1]
     assert "in crunch" in stack.splitlines()[1]
     assert "in block" in stack
+
+
+@pytest.mark.parametrize("where", ["driven", "cancelled"])
+def test_its_stack_begins_with_its_own_code_however_it_is_stepped(watch: Watch, where: str) -> None:
+    """By a driver, after several that have ended at once; and after a cancellation."""
+
+    async def nothing() -> None:
+        pass
+
+    async def crunch() -> None:
+        if where == "cancelled":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await polyloop.checkpoint()
+        watch.block()
+
+    async def main() -> None:
+        async with polyloop.TaskGroup(migratable=True) as group:
+            for _ in range(8):
+                group.create_task(nothing())
+            group.create_task(crunch())
+
+    polyloop.run(main(), loops=1)
+    (message,) = watch.messages
+    _, _, stack = message.partition("It is at")
+    assert "test_migrating_watched.py" in stack.splitlines()[1]
+    assert "in crunch" in stack.splitlines()[1]
 
 
 def test_a_task_of_asyncio_that_takes_its_first_step_there_is_named(watch: Watch) -> None:

@@ -305,6 +305,30 @@ def the_crew_is_forsaken_as_a_child_ends(it: Interleaving, driven: bool) -> None
     it.check(check)
 
 
+def a_stranger_adds_a_child_as_everything_ends(it: Interleaving, driven: bool) -> None:
+    """The group is aborted and the crew ends: a child that was made and taken back has not been counted for good."""
+    scene = Family(driven)
+
+    async def stranger() -> None:
+        await scene.second.stay()
+        try:
+            scene.group.create_task(scene.child(scene.second))
+        except RuntimeError:
+            scene.log.append("refused")
+
+    def check() -> None:
+        scene.over()
+        assert scene.crew.empty.done()
+        assert not scene.crew._left
+
+    scene.begin(lambda: scene.in_group(fails))
+    scene.parked(stranger())
+    it.thread(scene.on_the_left)
+    it.thread(scene.on_the_right)
+    it.thread(scene.crew.end)
+    it.check(check)
+
+
 def gathered_ones_end_at_once(it: Interleaving, driven: bool) -> None:
     """The last of them has the future done, at home."""
     scene = Family(driven)
@@ -371,6 +395,7 @@ SCENARIOS: list[Scenario] = [
     the_crew_ends_as_children_end,
     the_crew_ends_as_a_child_makes_another,
     the_crew_is_forsaken_as_a_child_ends,
+    a_stranger_adds_a_child_as_everything_ends,
     gathered_ones_end_at_once,
     one_of_the_gathered_fails_elsewhere,
     a_gathering_is_cancelled_as_its_children_end,

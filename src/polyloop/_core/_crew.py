@@ -399,7 +399,7 @@ class Member:
                     # What follows is what _end does, for a task without a group, or whose group waits here.
                     if task._special:  # perhaps it was cancelled
                         swap(loop, None)
-                        task._end(result.value)
+                        task._end(result.take())
                         continue
                     live = task._live
                     if live is not at_home:
@@ -407,14 +407,14 @@ class Member:
                         if group is not None:
                             if live is crew.live or group._home is not worker:
                                 swap(loop, None)
-                                task._end(result.value)
+                                task._end(result.take())
                                 continue
                             at_home = live
                     try:
                         live.remove(task)
                     except KeyError:
                         continue
-                    task._result = None if result is nothing else result.value
+                    task._result = None if result is nothing else result.take()
                     task._done = True
                     waiters = task._waiters
                     waiters.pop(look, None)
@@ -443,11 +443,14 @@ class Member:
 
     def _raised(self, task: _Task, exc: BaseException) -> None:
         """A step has raised."""
-        if getattr(task._coro, "cr_frame", None) is not None:  # its context could not be entered
-            task._close_coro()
-        task._end_with(exc.with_traceback(_beyond_us(exc.__traceback__)))
-        if isinstance(exc, (SystemExit, KeyboardInterrupt)):
-            raise exc
+        try:
+            if getattr(task._coro, "cr_frame", None) is not None:  # its context could not be entered
+                task._close_coro()
+            task._end_with(exc.with_traceback(_beyond_us(exc.__traceback__)))
+            if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+                raise exc
+        finally:
+            del exc  # no cycle through its traceback
 
     def _suspended(self, task: _Task, result: Any) -> None:
         """A task has yielded something else than its waiter."""

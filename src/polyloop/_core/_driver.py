@@ -22,6 +22,11 @@ class Ended:
     def __init__(self, value: object) -> None:
         self.value = value
 
+    def take(self) -> Any:
+        """The value, which nobody else keeps from now on."""
+        value, self.value = self.value, None
+        return value
+
 
 #: What it yields for most.
 ENDED: Final = Ended(None)
@@ -34,6 +39,8 @@ def _drive() -> Generator[Any, Any]:
         coro: Generator[Any, Any, object] = yield ended  # a coroutine, which this kind of generator may yield from
         value = yield from coro
         ended = ENDED if value is None else Ended(value)
+        value = None  # a driver outlives its tasks, and must not keep what was theirs
+        del coro
 
 
 def new_driver() -> "Callable[[Coroutine[Any, Any, Any]], Any]":

@@ -46,12 +46,14 @@ if TYPE_CHECKING:
     from polyloop._core._task import Group
     from polyloop._core._worker import Worker
 
-#: The values of tokens in ``_waiters``; of an awaited future, which may not be hashable, the key, with it for a value.
-_SUSPENDED: Final = "suspended"
+#: The value of a token in ``_waiters``: none that is true, so nobody takes it for somebody who waits for the task.
+_TOKEN: Final = False
+
+#: The token while the task awaits a future, which need not be hashable: that is ``_fut_waiter``.
 _AWAITS: Final = "awaits"
 
 
-def _swap_by_turns(loop: asyncio.AbstractEventLoop, task: object) -> None:
+def swap_task_by_turns(loop: asyncio.AbstractEventLoop, task: object) -> None:
     current: Any = asyncio.current_task(loop)
     if current is not None:
         asyncio._leave_task(loop, current)
@@ -62,7 +64,7 @@ def _swap_by_turns(loop: asyncio.AbstractEventLoop, task: object) -> None:
 
 #: Makes a task, or ``None``, the current one of a loop. One call instead of two, where asyncio has it (3.12 to 3.15).
 swap_task: Callable[[asyncio.AbstractEventLoop, object], object] = getattr(
-    asyncio.tasks, "_swap_current_task", _swap_by_turns
+    asyncio.tasks, "_swap_current_task", swap_task_by_turns
 )
 
 
@@ -218,7 +220,7 @@ class MigratableTask[T](TaskHandle[T], Migrant):
     def _park_on(self, waiter: MigrantWaiter) -> None:
         """Suspend the task until its waiter is woken. Whoever has the task."""
         waiters = self._waiters
-        waiters[waiter] = _SUSPENDED
+        waiters[waiter] = _TOKEN
         # Else whoever has it goes on.
         if (waiter.woken or (self._special and self._is_cancel_due())) and waiters.pop(waiter, None) is not None:
             self._enqueue()
@@ -226,7 +228,7 @@ class MigratableTask[T](TaskHandle[T], Migrant):
     def _await(self, future: "asyncio.Future[Any]") -> None:
         """Suspend the task until a future of this loop is done. The thread that has stepped it."""
         self._fut_waiter = future
-        self._waiters[_AWAITS] = future
+        self._waiters[_AWAITS] = _TOKEN
         future.add_done_callback(self._future_done, context=self._port.context)
         if self._is_cancel_due():
             self._cancel_future(future)
@@ -245,12 +247,10 @@ class MigratableTask[T](TaskHandle[T], Migrant):
             crew.take_in(self)
 
     def _token(self) -> Any:
-        """What it is suspended on: a ``MigrantWaiter`` or a future; ``None`` if it is not, at this moment."""
+        """What it is suspended on now, a ``MigrantWaiter`` or a future; ``None`` if it is not. Any thread."""
         for key, value in self._waiters.copy().items():
-            if value is _SUSPENDED:
-                return key
-            if key is _AWAITS:
-                return value
+            if value is _TOKEN:
+                return self._fut_waiter if key is _AWAITS else key
         return None
 
     def _seize(self) -> bool:

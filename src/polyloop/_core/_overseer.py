@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 #: How long a task may keep its worker before it is named, in nanoseconds. A guess: ten times what asyncio finds slow.
 LONG_NS = 1_000_000_000
 
-#: Where steps are taken: the frames up to there are no news to anybody.
-_STEPPER = __file__.replace("_overseer", "_crew")
+#: What stands between a worker's loop and the task, in a stack: module and function.
+_STEPPERS = (("_crew", "_run_some"), ("_migrant", "_step"), ("_driver", "_drive"))
 
 #: Looks in a row that find nobody at work before the overseer goes to sleep.
 _IDLE_LOOKS = 100
@@ -115,7 +115,7 @@ class Overseer:
             who = "a callback"  # of a task that has ended
         del task
         frames = thread_stack(worker.ident)
-        ours = max((place for place, frame in enumerate(frames) if frame.startswith(_STEPPER)), default=-1)
+        ours = max((place for place, frame in enumerate(frames) if _is_stepper(frame)), default=-1)
         stack = "".join(f"\n    {frame}" for frame in frames[ours + 1 :])
         logger.warning(
             "polyloop: %s has kept %r for %.1f s without waiting for anything; others wait behind it. Put 'await"
@@ -125,3 +125,11 @@ class Overseer:
             stuck_ns / 1e9,
             stack,
         )
+
+
+def _is_stepper(frame: str) -> bool:
+    """Whether it and what comes before it in a stack is no news to anybody."""
+    for module, function in _STEPPERS:
+        if frame.startswith(__file__.replace("_overseer", module)) and frame.endswith(f" in {function}"):
+            return True
+    return False

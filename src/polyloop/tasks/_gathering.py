@@ -77,11 +77,13 @@ class Gathering(asyncio.Future[list[Any]]):
         """A child has ended badly. On whatever thread completed it; the rest happens at home."""
         home = self._home
         if home is not here.port:
+            self._forget()
             home.post(partial(self._child_ended, child))
             return
         self._away.remove(child)
         self._has_failed = True
-        exc = _exception_of(child)
+        exc = child._exception_for_me()
+        assert exc is not None
         if isinstance(exc, asyncio.CancelledError):
             self._message = exc.args
         if not self._return_exceptions and not self.done():
@@ -93,24 +95,31 @@ class Gathering(asyncio.Future[list[Any]]):
         if self._home is here.port:
             self._look()
         else:
+            self._forget()
             self._home.post(self._look)
+
+    def _forget(self) -> None:
+        """Nobody is born later, so the crew may forget this with the last. Any thread: home may be dead."""
+        if not self._migrants:
+            self._home.crew.broods.discard(self)
 
     def _look(self) -> None:
         if self._migrants or self._away:
             return
-        self._home.crew.broods.discard(self)
+        self._forget()
         children, self._children = self._children, []  # which hold this
         if self.done():
             return
         if self._was_cancelled:
             self.set_exception(asyncio.CancelledError(*self._message))
         elif self._has_failed:
-            self.set_result([child._result if child._exception is None else _exception_of(child) for child in children])
+            self.set_result([child._result if child._exception is None else _returned(child) for child in children])
         else:
             self.set_result([child._result for child in children])
 
 
-def _exception_of(child: MigratableTask[Any]) -> BaseException:
+def _returned(child: MigratableTask[Any]) -> BaseException:
+    """The exception of a child, for the list."""
     exc = child._exception_for_me()
     assert exc is not None
     if isinstance(exc, asyncio.CancelledError):

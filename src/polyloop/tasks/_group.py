@@ -158,6 +158,8 @@ class TaskGroup(GroupHome):
         except KeyError:  # the runtime has ended meanwhile, and has completed it
             coro.close()
             return task
+        if task._port.crew.ending:
+            task._port.crew.gone(task)  # it may have been counted
         self._last_ended()
         return self._create(coro, name, None, on, None, True)
 

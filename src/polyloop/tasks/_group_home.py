@@ -71,6 +71,8 @@ class GroupHome:
         """A child is done. On whatever thread completed it; the rest happens at home."""
         home = self._home
         if home is not here.port:
+            if self._parent is None:
+                self._forget()
             home.post(partial(self._child_ended, handle))
             return
         tasks = self._tasks
@@ -87,10 +89,19 @@ class GroupHome:
 
     def _last_ended(self) -> None:
         """No child is left in ``_migrants``, for the moment. On whatever thread has found that."""
+        self._forget()
         if self._home is here.port:
             self._look_again()
         else:  # whether home waits cannot be seen from here
             self._home.post(self._look_again)
+
+    def _forget(self) -> None:
+        """Leave the crew's list, if the block is over and no child is left. Any thread.
+
+        A parent that is closed leaves its block before its children: the last of them sees that, or it sees the last.
+        """
+        if self._parent is None and self._runtime is not None and not self._migrants.copy():
+            self._runtime._crew.broods.discard(self)
 
     def _meet_crew(self) -> None:
         """Let children that migrate be made without a second look, unless they have to wait for their turn. At home."""
@@ -98,8 +109,8 @@ class GroupHome:
         if runtime is None or runtime._loop_factory is not None or self._limit is not None:
             return
         if not self._exiting and not self._aborting:
-            self._crew = runtime._crew
-            self._crew.broods.add(self)
+            runtime._crew.broods.add(self)
+            self._crew = runtime._crew  # after that: its children are born from here on, on any worker
 
     async def __aenter__(self) -> Self:
         if self._entered:
@@ -134,12 +145,11 @@ class GroupHome:
             # Exceptions keep frames alive, and those this group: break the cycles.
             if self._pinned is not None:
                 self._pinned.detach()
-            if self._runtime is not None:
-                self._runtime._crew.broods.discard(self)
             self._parent = self._aborted = self._pinned = None
             self._errors = []
             self._base_error = self._cancelled = self._last_cancelled = None
             exc = None
+            self._forget()
 
     async def _leave(self, exc: BaseException | None) -> bool:
         """The rules of asyncio's TaskGroup, those of the newest version (3.15) where versions differ."""
