@@ -12,6 +12,7 @@ is held here, stops the server then, and removes its folder.
 """
 
 import abc
+import asyncio
 import contextlib
 import os
 import pwd
@@ -60,6 +61,12 @@ class Peak:
     def note(self, count: int) -> None:
         self.highest = max(self.highest, count)
         self.samples += 1
+
+    async def look(self) -> None:
+        """Wait until it has looked once more at what there is now."""
+        enough = self.samples + 2  # one may have begun before
+        while self.samples < enough:
+            await asyncio.sleep(0)
 
 
 class Server(abc.ABC):

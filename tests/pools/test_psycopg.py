@@ -408,6 +408,7 @@ def test_cancelled_twice(postgres: PostgresServer) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert await echo(pool, 1) == 1
+            await seen.look()
 
     with postgres.peak() as seen:
         run(main, 1)
@@ -428,6 +429,7 @@ def test_a_query_that_goes_on_without_its_client_is_stopped(postgres: PostgresSe
                 await task
             await pool.putconn(connection)
             assert await echo(pool, 1) == 1
+            await seen.look()
 
     with postgres.peak() as seen:
         run(main, 1)
