@@ -126,15 +126,18 @@ class MigratableTask[T](TaskHandle[T], Migrant):
 
     _home: "Worker | None" = None  # the only worker that may step it, while it is attached
     _attached = 0
-    _special = False  # whether one of what follows was ever set, so that a step looks closer; before it is queued
+    # Whether a step has to look closer: one of what follows was ever set, or no driver may step it. Set before it is
+    # queued, never unset.
+    _special = False
     _throw: BaseException | None = None  # the outcome of the future that it awaited
     _log: list[Any] | None = None  # messages of all cancellations; appended by any thread
     _delivered = 0  # how many of them the task has seen
     _uncancelled = 0
-    _driver: object = None  # what has taken its first step: to be kept (see ``_driver``)
+    _driver: object = None  # the driver that it waits in: to be kept (see _driver.py)
 
     # Names that others look for in asyncio's tasks (anyio).
-    _fut_waiter: "asyncio.Future[Any] | None" = None  # the future that it awaits; the thread of its loop
+    # The future that it awaits: set before its token is put down, unset when that was taken, by the thread of its loop.
+    _fut_waiter: "asyncio.Future[Any] | None" = None
 
     def __init__(
         self, coro: Coroutine[Any, Any, T], name: str | None = None, context: contextvars.Context | None = None

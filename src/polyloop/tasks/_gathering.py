@@ -104,7 +104,8 @@ class Gathering(asyncio.Future[list[Any]]):
             self._home.crew.broods.discard(self)
 
     def _look(self) -> None:
-        if self._migrants or self._away:
+        # A copy, once it is empty, for its critical section: who was taken out before that is seen to be away.
+        if self._migrants or self._migrants.copy() or self._away:
             return
         self._forget()
         children, self._children = self._children, []  # which hold this
