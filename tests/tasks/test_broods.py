@@ -93,6 +93,26 @@ def test_a_driver_keeps_nothing_of_the_tasks_that_it_has_stepped() -> None:
     polyloop.run(main(), loops=1)
 
 
+@pytest.mark.parametrize("before", [0, 8], ids=["stepped", "driven"])
+def test_a_child_that_is_cancelled_in_its_last_step_ends_cancelled(before: int) -> None:
+    """As with asyncio, whatever it returns; and the group goes on."""
+
+    async def child() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel("late")
+        return 1
+
+    async def main() -> None:
+        async with polyloop.TaskGroup(migratable=True) as group:
+            for _ in range(before):
+                group.create_task(nothing())
+            handle = group.create_task(child())
+        assert handle.cancelled()
+
+    polyloop.run(main(), loops=1)
+
+
 def test_tasks_are_made_current_by_turns_where_asyncio_has_no_swap() -> None:
     """The same as in one call: a task instead of another, or of none, and none again."""
 
