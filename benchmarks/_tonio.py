@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from itertools import repeat
 from typing import Any
 
 from benchmarks._measure import peak_bytes, rss_bytes
@@ -94,7 +95,7 @@ async def _tailed(count: int, per_ms: int) -> list[float]:
     import tonio.colored as tonio
 
     async def work(size: int) -> None:
-        for _ in range(PARTS):
+        for _ in repeat(None, PARTS):  # no range: see ``_tailed``
             compute(size)
             await tonio.yield_now()
 
