@@ -1991,9 +1991,10 @@ def test_a_scope_of_anyio_is_cancelled_after_a_move() -> None:
     async def task() -> tuple[bool, str]:
         with anyio.CancelScope() as scope:
             await event.wait()
+            moved_to = here()  # on a busy machine it may move again, once it is cancelled
             scope.cancel()
             await polyloop.Event().wait()
-        return scope.cancelled_caught, here()
+        return scope.cancelled_caught, moved_to
 
     with two_loops(shutdown_timeout=0.5) as runtime:
         handle = runtime.spawn(task, migratable=True)
