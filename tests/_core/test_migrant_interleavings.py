@@ -196,7 +196,7 @@ class Scene:
             worker.peers = self.workers
             worker.join(self.crew)
             worker.crew_member.loop = worker.loop
-            worker.crew_member.pace.step_ns = 1e12  # worth stealing, each of them
+            worker.crew_member.pace.step_ns = 10**12  # worth stealing, each of them
             worker.drive()
         self.ends = Ends()
         self.tasks: list[MigratableTask[Any]] = []
