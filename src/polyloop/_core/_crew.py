@@ -3,7 +3,8 @@
 Each worker has a *member* with two run queues. ``runnable`` is what any worker may step: its owner takes from the left,
 and so does a thief, so the task that has waited longest goes first. ``bound`` is what only this worker may step: tasks
 that are attached to its loop, and those that have let others go first without leaving it. A deque's ``popleft`` is
-atomic, so a task is stepped by exactly one worker at a time.
+atomic, so a task is stepped by exactly one worker at a time. An append is atomic too, whoever makes it, so there is no
+queue for what comes from outside the crew: a task that a plain thread wakes goes to the worker where it ran last.
 
 A worker steps its tasks in slices, between two ticks of its loop, so neither starves the other. It steals when it would
 sleep otherwise, and only what is worth moving (``_balance``).
