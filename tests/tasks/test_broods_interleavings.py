@@ -298,7 +298,8 @@ def the_crew_is_forsaken_as_a_child_ends(it: Interleaving, driven: bool) -> None
     def check() -> None:
         scene.settle()
         assert scene.tasks[0].done()
-        for task, own in zip(ended, (type(None), ValueError), strict=True):
+        kinds: list[type[Any]] = [type(None), ValueError]
+        for task, own in zip(ended, kinds, strict=True):
             assert task.done()
             assert task.cancelled() or isinstance(task.exception(), (own, RuntimeClosedError))
         assert not scene.crew.tasks()
