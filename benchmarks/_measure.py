@@ -1,26 +1,32 @@
 """How everything here is measured: rivals take turns in one process, and the median of several rounds counts.
 
 A machine's speed drifts by more than what we look for, so a figure is a ratio of two medians whose rounds were
-interleaved: A B C, C B A, ... Forwards and backwards, because what ran just before matters, too: bare threads are some
-5 % slower right after a pool of loops than right after another process. Absolute figures are printed for orientation
-only.
+interleaved, each in another order: what ran just before matters, too. Bare threads are some 5 % slower right after a
+pool of loops than right after another process, and where that is as much as what we look for, each rival has a process
+of its own (``measured_alone``). Absolute figures are printed for orientation only.
 """
 
 import gc
 import os
 import platform
+import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 
 #: Does its work so many times; returns what one time costs.
 type Rival = Callable[[int], float]
 
 #: How much of a measurement is run once before it.
 WARM_UP = 0.1
+
+#: Of the orders of the rounds.
+SEED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +61,27 @@ class Report:
 
 
 def in_turn[R](rivals: Mapping[str, Callable[[], R]], rounds: int) -> dict[str, list[R]]:
-    """Call each rival once a round, forwards and backwards in turn, and return what each returned."""
+    """Call each rival once a round, each round in another order, and return what each returned."""
     seen: dict[str, list[R]] = {name: [] for name in rivals}
-    order = list(rivals)
-    for _ in range(rounds):
+    order, rng = list(rivals), random.Random(SEED)
+    for _ in repeat(None, rounds):
         for name in order:
             gc.collect()
             seen[name].append(rivals[name]())
-        order.reverse()
+        rng.shuffle(order)
     return seen
+
+
+def measured_alone(module: str, *words: object, timeout: float | None = None) -> list[float]:
+    """The numbers that ``python -m module words...`` prints.
+
+    Raises:
+        subprocess.TimeoutExpired: It took more than ``timeout`` seconds.
+        subprocess.CalledProcessError: It has failed.
+    """
+    command = [sys.executable, "-m", module, *map(str, words)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=timeout)
+    return [float(word) for word in done.stdout.split()]
 
 
 def medians(rivals: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:

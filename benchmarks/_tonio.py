@@ -13,7 +13,7 @@ from functools import partial
 from itertools import repeat
 from typing import Any
 
-from benchmarks._measure import peak_bytes, rss_bytes
+from benchmarks._measure import measured_alone, peak_bytes, rss_bytes
 from benchmarks._tailed import PARTS, sizes
 from benchmarks.offload import compute
 
@@ -28,13 +28,12 @@ def is_missing() -> bool:
 
 def measured(what: str, threads: int, *numbers: int) -> list[float]:
     """What a new process with so many threads has measured."""
-    command = [sys.executable, "-m", "benchmarks._tonio", what, str(threads), *map(str, numbers)]
-    run = partial(subprocess.run, command, stdout=subprocess.PIPE, text=True, check=True)
+    run = partial(measured_alone, "benchmarks._tonio", what, threads, *numbers, timeout=HANGS)
     try:
-        done = run(timeout=HANGS)
+        return run()
     except subprocess.TimeoutExpired:  # seen twice: few tasks that give way, on two threads
-        done = run()
-    return [float(word) for word in done.stdout.split()]
+        print(f"tonio: {what!r} on {threads} threads hung for {HANGS} s; once more", file=sys.stderr)
+        return run()
 
 
 async def _noop() -> None:
@@ -107,8 +106,9 @@ async def _tailed(count: int, per_ms: int) -> list[float]:
             compute(size)
             await tonio.yield_now()
 
+    all_sizes = sizes(count, per_ms)
     began = time.perf_counter()
-    await tonio.spawn(*[work(size) for size in sizes(count, per_ms)])
+    await tonio.spawn(*[work(size) for size in all_sizes])
     return [(time.perf_counter() - began) * 1e3]
 
 

@@ -11,14 +11,13 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from itertools import repeat
 from typing import Any
 
 import polyloop
 from benchmarks import _tonio
-from benchmarks._measure import Report, in_turn, medians, peak_bytes, rss_bytes
-from benchmarks._tailed import PARTS, on_bare_threads, sizes
-from benchmarks.offload import compute, steps_for
+from benchmarks._measure import Report, in_turn, measured_alone, medians, peak_bytes, rss_bytes
+from benchmarks._tailed import dealt_blindly, sizes
+from benchmarks.offload import steps_for
 from polyloop.queues import OneshotSender, oneshot
 
 #: Tasks of one group, and groups one after the other.
@@ -30,7 +29,7 @@ STEPPERS, STEPS = 10, 100_000
 LAPS = 20_000
 
 #: Heavy-tailed tasks: some two seconds of work.
-TAILED = 500
+TAILED = 200
 
 #: Tasks that are alive at once.
 ALIVE = 1_000_000
@@ -266,73 +265,34 @@ def ping_pong(rounds: int) -> Report:
 # Sizes with a heavy tail
 
 
-async def _work(size: int) -> None:
-    for _ in repeat(None, PARTS):  # no range: see ``_tailed``
-        compute(size)
-        await polyloop.checkpoint()
-
-
-def _makespan(per_ms: int, deal: Callable[[list[int]], list[int]] | None) -> float:
-    """Milliseconds of all tasks on two loops.
-
-    Args:
-        deal: Says for each of these sizes which of the two loops has it; without, tasks are made on one, and migrate.
-    """
-    all_sizes = sizes(TAILED, per_ms)
-    places = deal(all_sizes) if deal is not None else None
-    migratable = places is None
-
-    async def main() -> float:
-        workers = polyloop.current_runtime().workers
-        began = time.perf_counter()
-        async with polyloop.TaskGroup(migratable=migratable) as group:
-            for number, size in enumerate(all_sizes):
-                group.create_task(_work(size), on=None if places is None else workers[places[number]])
-        return (time.perf_counter() - began) * 1e3
-
-    with polyloop.Runtime(loops=2, steal=migratable) as runtime:
-        for worker in runtime.workers:
-            runtime.spawn(_noop, on=worker).result()
-        return runtime.run(main())
-
-
-def _deal_blindly(all_sizes: list[int]) -> list[int]:
-    """In turn, whatever their size."""
-    return [number % 2 for number in range(len(all_sizes))]
-
-
-def _deal_by_size(all_sizes: list[int]) -> list[int]:
-    """The largest first, each to the loop that has less."""
-    places, loads = [0] * len(all_sizes), [0, 0]
-    for number in sorted(range(len(all_sizes)), key=all_sizes.__getitem__, reverse=True):
-        places[number] = loads.index(min(loads))
-        loads[places[number]] += all_sizes[number]
-    return places
+def _makespan(way: str, per_ms: int) -> float:
+    """Milliseconds of all tasks, shared out in that way (``_tailed``)."""
+    return measured_alone("benchmarks._tailed", way, TAILED, per_ms)[0]
 
 
 def skew(rounds: int) -> Report:
     """Heavy-tailed tasks on two cores, placed blindly: milliseconds until the last is done, against the ideal split.
 
-    The ideal split is the same tasks on the same loops, dealt out by somebody who knows their sizes. Beside it, for
-    what tasks and loops cost at all: their parts on two bare threads, which make no tasks.
+    The ideal split is the same tasks, each kept where somebody wants it who knows their sizes. Beside it, for what
+    tasks and loops cost at all: their parts on two bare threads, which make no tasks.
     """
     report = Report(f"{TAILED} CPU tasks whose sizes have a heavy tail, on two cores", "ms")
     per_ms = steps_for(0.001)
-    ideal, bare = "polyloop, a loop per thread, dealt by size", "two bare threads with one deque"
-    ours, staying = "polyloop, migratable", "polyloop, a loop per thread"
-    rivals: dict[str, Callable[[], float]] = {
-        ideal: partial(_makespan, per_ms, _deal_by_size),
-        ours: partial(_makespan, per_ms, None),  # next to both that it is compared with: the machine's speed varies
-        bare: partial(on_bare_threads, TAILED, per_ms, 2),
-        staying: partial(_makespan, per_ms, _deal_blindly),
+    names = {
+        "ideal": "polyloop, migratable, dealt by size",
+        "migratable": "polyloop, migratable",
+        "bare": "two bare threads with one deque",
+        "blindly": "polyloop, a loop per thread",
     }
+    rivals: dict[str, Callable[[], float]] = {name: partial(_makespan, way, per_ms) for way, name in names.items()}
     if _tonio_is_there(report):
         rivals |= _tonios("tailed", (TAILED, per_ms), (2,))
-    report.figures = medians(rivals, rounds)
-    report.at_most("migratable against the ideal split", report.figures[ours] / report.figures[ideal], 1.1)
-    report.at_most("migratable against two bare threads", report.figures[ours] / report.figures[bare], 1.1)
+    found = report.figures = medians(rivals, rounds)
+    ours = found[names["migratable"]]
+    report.at_most("migratable against the ideal split", ours / found[names["ideal"]], 1.1)
+    report.at_most("migratable against two bare threads", ours / found[names["bare"]], 1.1)
     dealt = sizes(TAILED, per_ms)
-    first = sum(size for size, place in zip(dealt, _deal_blindly(dealt), strict=True) if place == 0) / sum(dealt)
+    first = sum(size for size, place in zip(dealt, dealt_blindly(dealt), strict=True) if place == 0) / sum(dealt)
     share = max(first, 1 - first)
     report.notes.append(f"dealt out in turn, one loop gets {share:.0%} of the work")
     return report
