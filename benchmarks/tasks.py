@@ -1,7 +1,7 @@
 """Tasks that migrate, beside asyncio's, which stay on one loop, and tonio's, which migrate on a runtime of its own.
 
-tonio is measured in processes of its own (``_tonio``), each of which warms up and prints one figure a round; whoever
-else takes turns in this one.
+tonio is measured in processes of its own (``_tonio``), each of which warms up and prints one figure a round; so is all
+of skewed load (``_tailed``) and of memory. Whoever else takes turns in this one.
 """
 
 import asyncio
