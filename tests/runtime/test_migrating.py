@@ -41,6 +41,11 @@ def parked(handle: TaskHandle[Any]) -> None:
     until(lambda: migrant(handle)._token() is not None)
 
 
+def movable(handle: TaskHandle[Any]) -> None:
+    """Wait until the task is suspended and no loop keeps it: a block that may cancel it does, for two ticks."""
+    until(lambda: migrant(handle)._token() is not None and migrant(handle)._home is None)
+
+
 def worker_of(handle: TaskHandle[Any]) -> Worker:
     """Where the task is."""
     assert isinstance(handle.worker, Worker)
@@ -327,6 +332,7 @@ def test_a_task_stays_inside(block: Callable[[], AbstractAsyncContextManager[obj
         at_home = handle.worker.name
         from_elsewhere(runtime, handle, inside.set)
         until(lambda: outside._line)
+        movable(handle)
         away = from_elsewhere(runtime, handle, outside.set)
         assert handle.result(PATIENCE) == [at_home, at_home, at_home, away]
 
@@ -1984,19 +1990,28 @@ def test_anyio_runs_inside() -> None:
         }
 
 
-def test_a_scope_of_anyio_is_cancelled_after_a_move() -> None:
-    """It knows its task by the task, not by the loop."""
-    event = polyloop.Event()
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_scope_of_anyio_is_cancelled_after_a_move(at_once: bool) -> None:
+    """It knows its task by the task, not by the loop. Just after it was entered, its task does not move."""
+    event, gate = polyloop.Event(), Gate()
 
     async def task() -> tuple[bool, str]:
         with anyio.CancelScope() as scope:
+            if at_once:
+                asyncio.get_running_loop().call_soon(gate.hold)  # before what lets the task go
             await event.wait()
-            moved_to = here()  # on a busy machine it may move again, once it is cancelled
             scope.cancel()
             await polyloop.Event().wait()
-        return scope.cancelled_caught, moved_to
+        return scope.cancelled_caught, here()
 
     with two_loops(shutdown_timeout=0.5) as runtime:
         handle = runtime.spawn(task, migratable=True)
+        home = handle.worker.name
+        if at_once:
+            gate.wait_entered()
+        else:
+            movable(handle)
         woke = from_elsewhere(runtime, handle, event.set)
-        assert handle.result(5) == (True, woke)
+        gate.open()
+        assert handle.result(5) == (True, home if at_once else woke)
+        assert woke != home

@@ -31,9 +31,9 @@ _INERTIA = 4
 class Pace:
     """How long the steps of one worker take, as a moving average. Written by its thread, read by any.
 
-    In whole nanoseconds, and so is what is made of them. Where the interpreter does not specialise (CPython 3.13t), one
-    ``+=`` of floats in each slice makes computations with integers in the tasks 3 % slower on some machines; why, we
-    do not know, but that it is only this, we have measured.
+    In whole nanoseconds, and so is what is made of them: where the interpreter does not specialise (CPython 3.13t), one
+    ``+=`` of floats in each slice makes computations with integers in the tasks some 3 % slower, on the machine where
+    that line alone was exchanged. Why is not known.
 
     Attributes:
         step_ns: Nanoseconds of one step.
